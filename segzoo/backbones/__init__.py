@@ -1,0 +1,1 @@
+"""Image -> features, finest first; one file per paper."""

@@ -1,0 +1,153 @@
+"""The registry of models: a builder function's name is the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from segzoo.errors import SegzooError, check_name, check_positive_int, did_you_mean
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+TaskName = Literal["semantic", "instance", "classification"]
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelEntry:
+    """One registered model.
+
+    Attributes:
+        name: the key, equal to the builder's name.
+        builder: keyword-only function that returns a linen module.
+        task: what the module's output means.
+        paper: where it was published, as `arXiv:...` or a citation.
+        input_shape: `(*S, C)` of a typical input, used where none is given (`segzoo info`, tests).
+    """
+
+    name: str
+    builder: Callable[..., nn.Module]
+    task: TaskName
+    paper: str
+    input_shape: tuple[int, ...]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the builder's docstring."""
+        return (inspect.getdoc(self.builder) or "").split("\n", 1)[0]
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The names `get` accepts for this model, with their defaults."""
+        parameters = inspect.signature(self.builder).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
+
+
+_ENTRIES: dict[str, ModelEntry] = {}
+
+
+def register(
+    *, task: TaskName, paper: str, input_shape: tuple[int, ...] = (224, 224, 3)
+) -> Callable[[Builder], Builder]:
+    """Registers a builder under its own name.
+
+    The builder takes keyword arguments only, each with a default, and passes them to a module. It
+    must name every override it accepts: `**kwargs` would make misspelt overrides silent.
+
+    Args:
+        task: "semantic", "instance" or "classification".
+        paper: the publication, e.g. "arXiv:1505.04597".
+        input_shape: `(*S, C)` of a typical input.
+
+    Raises:
+        SegzooError: when the name is taken, or a parameter is not a plain keyword with a default.
+    """
+
+    def decorate(builder: Builder) -> Builder:
+        name = builder.__name__
+        known = _ENTRIES.get(name)
+        # The same definition executed again (a reloaded module, a notebook cell) replaces itself.
+        if known is not None and known.builder.__module__ != builder.__module__:
+            raise SegzooError(
+                f"model {name!r} is registered already, by {known.builder.__module__}."
+            )
+        for parameter in inspect.signature(builder).parameters.values():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                raise SegzooError(
+                    f"builder {name!r} must name its overrides, not *{parameter.name}."
+                )
+            if parameter.default is parameter.empty:
+                raise SegzooError(f"override {parameter.name!r} of {name!r} needs a default.")
+        _ENTRIES[name] = ModelEntry(name, builder, task, paper, input_shape)
+        return builder
+
+    return decorate
+
+
+@functools.cache
+def _import_zoo() -> None:
+    """Imports every model file once, on first need: `import segzoo` itself stays light."""
+    importlib.import_module("segzoo.models")
+
+
+def entry(name: str) -> ModelEntry:
+    """Returns the registry's entry for `name`.
+
+    Raises:
+        SegzooError: for an unknown name, with the nearest known ones.
+    """
+    _import_zoo()
+    check_name("model", name, _ENTRIES)
+    return _ENTRIES[name]
+
+
+def get(name: str, **overrides: Any) -> nn.Module:
+    """Builds the model registered under `name`.
+
+    Args:
+        name: a name from `list_models()`.
+        **overrides: fields to change, by the words people know: `num_classes`, `width`, `depth`,
+            `spatial_dims`, ... `segzoo.registry.entry(name).overrides` lists them.
+
+    Returns:
+        A linen module: a static description without parameters.
+
+    Raises:
+        SegzooError: for an unknown name or override (with near matches) or an impossible value.
+    """
+    found = entry(name)
+    for override in overrides:
+        if override not in found.overrides:
+            raise SegzooError(
+                f"model {name!r} has no override {override!r}."
+                f"{did_you_mean(override, found.overrides)}"
+            )
+    if "num_classes" in overrides:
+        check_positive_int("num_classes", overrides["num_classes"])
+    return found.builder(**overrides)
+
+
+def list_models(pattern: str = "*", *, task: TaskName | None = None) -> list[str]:
+    """Returns the registered names that match a shell pattern, sorted.
+
+    Args:
+        pattern: e.g. `"*unet*"`.
+        task: keep only models of this task.
+
+    Raises:
+        SegzooError: for an unknown task.
+    """
+    _import_zoo()
+    if task is not None:
+        check_name("task", task, ("semantic", "instance", "classification"))
+    return sorted(
+        name
+        for name, found in _ENTRIES.items()
+        if fnmatch.fnmatchcase(name, pattern) and task in (None, found.task)
+    )
