@@ -1,0 +1,237 @@
+"""Pictures of any size -> class ids.
+
+A picture that fits in memory runs whole; a larger one is cut into overlapping tiles whose logits
+are blended with a smooth window. A model with the U-Net paper's own geometry (`padding="VALID"`)
+sees the picture mirrored beyond its border, so that every pixel gets logits (arXiv:1505.04597,
+Figure 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from segzoo.errors import SegzooError, check_positive_int
+from segzoo.pictures import as_picture, read_picture
+from segzoo.tiles import Size, Tiling, bucket, input_window, is_valid, mirror
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+    from segzoo.weights import ModelInfo
+
+WHOLE = 2**21  # pixels or voxels of the largest input that runs in one piece: full HD, or 128^3
+TILE = {2: 1024, 3: 128}  # default side of a tile by number of spatial axes
+
+
+def full_size_logits(model: nn.Module, variables: Mapping[str, Any], image: jax.Array) -> jax.Array:
+    """Returns logits for every pixel of a batch, also from models with `padding="VALID"`.
+
+    Pure; works under `jit`, where sizes are static. Of every other model, classifiers included, it
+    is the plain application.
+
+    Args:
+        model: a module.
+        variables: its `params` and, where it has any, `batch_stats`.
+        image: `[B, *S, C]`, float, already normalised.
+
+    Returns:
+        `[B, *S, K]`, float32.
+    """
+    if not is_valid(model):
+        return model.apply(variables, image)
+    size = image.shape[1:-1]
+    window, before = input_window(model, size)
+    image = mirror(image, before, _after(window, before, size), first_axis=1)
+    return _cropped(model.apply(variables, image), size)
+
+
+class Predictor:
+    """Predicts class ids for pictures of any size.
+
+    One program is compiled per size of input, on first use. Sizes are rounded up to few
+    (`tiles.bucket`), except the size the model was trained at and sizes that are multiples of 8.
+    Only the pixels near the far borders of a rounded picture can feel the mirrored strip.
+
+    Args:
+        model: a module of task "semantic".
+        variables: its `params` and, where it has any, `batch_stats`.
+        info: says how pictures are normalised and what the classes are.
+        tile: side of the tiles, or one side per axis. None: pictures of up to two million pixels
+            (or the size trained at, if larger) run whole, larger ones in tiles of 1024 (volumes:
+            128).
+        overlap: pixels that neighbouring tiles share, at most half a tile; None: a quarter. A model
+            with `padding="VALID"` needs none: its tiles fit together exactly.
+
+    Raises:
+        SegzooError: for a model of another task, or an impossible tile or overlap.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        info: ModelInfo,
+        *,
+        tile: int | tuple[int, ...] | None = None,
+        overlap: int | tuple[int, ...] | None = None,
+    ):
+        if info.task != "semantic":
+            raise SegzooError(
+                f"model {info.model!r} is of task {info.task!r}; only semantic models give a class "
+                "to every pixel."
+            )
+        self.model, self.info = model, info
+        dims = info.spatial_dims
+        self._tile = None if tile is None else _per_axis("tile", tile, dims, 1)
+        self._overlap = None if overlap is None else _per_axis("overlap", overlap, dims, 0)
+        if self._tile and self._overlap:
+            for side, shared in zip(self._tile, self._overlap, strict=True):
+                if 2 * shared > side:
+                    raise SegzooError(
+                        f"overlap is {shared}; expected at most half the tile of {side}."
+                    )
+        self._variables = jax.device_put(dict(variables))
+        mean, std = (np.asarray(values, np.float32) for values in (info.mean, info.std))
+
+        def logits(variables: Mapping[str, Any], window: jax.Array, size: Size) -> jax.Array:
+            image = (window.astype(jnp.float32) - mean) / std
+            return _cropped(model.apply(variables, image), size)[0]
+
+        def ids(variables: Mapping[str, Any], window: jax.Array, size: Size) -> jax.Array:
+            return _ids(logits(variables, window, size))
+
+        self._logits = jax.jit(logits, static_argnames="size")
+        self._ids = jax.jit(ids, static_argnames="size")
+
+    def __call__(
+        self, image: str | Path | Image.Image | np.ndarray, *, probabilities: bool = False
+    ) -> np.ndarray:
+        """Predicts one picture or volume.
+
+        Args:
+            image: a file, a PIL image, or uint8 `[*S]` or `[*S, C]`. Grey and RGB are converted
+                into each other as the model needs; see `segzoo.pictures`.
+            probabilities: return these in place of class ids.
+
+        Returns:
+            uint8 `[*S]` class ids at the size of the picture, or float32 `[*S, K]` probabilities:
+            the softmax over the classes, or, from a model with one logit, `[*S, 1]`, the sigmoid
+            of class 1, whose id wins from 0.5 on.
+
+        Raises:
+            SegzooError: for a file that cannot be read or a picture that does not fit the model.
+        """
+        channels, dims = self.info.in_channels, self.info.spatial_dims
+        if isinstance(image, str | Path):
+            picture = read_picture(image, channels, dims)
+        else:
+            picture = as_picture(image, channels, dims)
+        tiling = self._tiling(picture.shape[:-1])
+        window, before = input_window(self.model, tiling.tile)
+        # All windows of all tiles, laid out in one mirrored picture.
+        reach = tuple(
+            covered - tile + length
+            for covered, tile, length in zip(tiling.covered, tiling.tile, window, strict=True)
+        )
+        picture = mirror(picture, before, _after(reach, before, tiling.size))
+        if math.prod(tiling.counts) == 1:
+            run = self._logits if probabilities else self._ids
+            result = run(self._variables, picture[None], size=tiling.tile)
+            if probabilities:
+                result = _probabilities(result)
+            return np.asarray(result)[_box((0,) * dims, tiling.size)]
+        return self._tiled(picture, tiling, window, probabilities)
+
+    def _tiling(self, size: Size) -> Tiling:
+        """Decides between one piece and tiles."""
+        trained = self.info.image_size
+        whole = size if size == trained else bucket(size)
+        tile = self._tile
+        if tile is None:
+            limit = max(WHOLE, math.prod(trained or ()))
+            side = TILE[len(size)]
+            tile = whole if math.prod(size) <= limit else (side,) * len(size)
+        # An axis shorter than the tile needs one tile, no longer than that axis.
+        tile = tuple(min(t, w) for t, w in zip(tile, whole, strict=True))
+        if is_valid(self.model):
+            overlap: Size = (0,) * len(size)
+        elif self._overlap is not None:
+            overlap = tuple(min(o, t // 2) for o, t in zip(self._overlap, tile, strict=True))
+        else:
+            overlap = tuple(side // 4 for side in tile)
+        return Tiling(size, tile, overlap)
+
+    def _tiled(
+        self, picture: np.ndarray, tiling: Tiling, window: Size, probabilities: bool
+    ) -> np.ndarray:
+        """Blends the logits of tiles; only one row of tiles is held at a time."""
+        bands = []
+        for band in self._bands(picture, tiling, window):
+            finish = _probabilities if probabilities else _ids
+            bands.append(np.asarray(finish(band)))
+        return np.concatenate(bands)[_box((0,) * len(tiling.size), tiling.size)]
+
+    def _bands(self, picture: np.ndarray, tiling: Tiling, window: Size) -> Iterator[np.ndarray]:
+        """Yields finished logits `[rows, ..., K]`, from the first row of the picture on."""
+        held: np.ndarray | None = None
+        for row, indices in tiling.rows():
+            band: np.ndarray | None = None
+            for index in indices:
+                start = tiling.start(index)
+                piece = picture[_box(start, window)][None]
+                logits = np.asarray(self._logits(self._variables, piece, size=tiling.tile))
+                if band is None:
+                    shape = (tiling.tile[0], *tiling.covered[1:], logits.shape[-1])
+                    band = np.zeros(shape, np.float32)
+                band[_box((0, *start[1:]), tiling.tile)] += tiling.window(index) * logits
+            assert band is not None  # every row has tiles
+            if held is not None:
+                band[: len(held)] += held
+            last = row == tiling.counts[0] - 1
+            done = tiling.tile[0] if last else tiling.step[0]
+            yield band[:done]
+            held = band[done:]
+
+
+def _ids(logits: jax.Array | np.ndarray) -> jax.Array:
+    from segzoo.metrics import predict_classes
+
+    return predict_classes(jnp.asarray(logits)).astype(jnp.uint8)
+
+
+def _probabilities(logits: jax.Array | np.ndarray) -> jax.Array:
+    logits = jnp.asarray(logits)
+    return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
+
+
+def _after(window: Size, before: Size, size: Size) -> Size:
+    """How far a window that begins `before` a picture reaches past its end."""
+    return tuple(w - b - s for w, b, s in zip(window, before, size, strict=True))
+
+
+def _cropped(logits: jax.Array, size: Size) -> jax.Array:
+    """The first `size` positions of `[B, *S, K]`."""
+    return logits[(slice(None), *(slice(length) for length in size))]
+
+
+def _box(start: Size, size: Size) -> tuple[slice, ...]:
+    return tuple(slice(s, s + length) for s, length in zip(start, size, strict=True))
+
+
+def _per_axis(what: str, value: int | tuple[int, ...], dims: int, minimum: int) -> Size:
+    sides = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(sides) != dims:
+        raise SegzooError(
+            f"{what} is {value!r}; expected one number, or one for each of {dims} axes."
+        )
+    for side in sides:
+        check_positive_int(what, side, minimum)
+    return sides

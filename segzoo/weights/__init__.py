@@ -1,0 +1,6 @@
+"""Weights with their description: safetensors files and run folders."""
+
+from segzoo.weights.info import ModelInfo
+from segzoo.weights.store import check_fits, load, save, variable_shapes
+
+__all__ = ["ModelInfo", "check_fits", "load", "save", "variable_shapes"]
