@@ -32,6 +32,8 @@ class ModelInfo:
         task: "semantic", "instance" or "classification".
         in_channels: number of channels of the input.
         image_size: `*S`, the size images were brought to for training; None for their own sizes.
+        image_fit: how: "resize" (stretched), "pad" (scaled to fit) or "crop" (scale unchanged).
+            Prediction brings pictures to the same scale, and its answer back.
         dataset: the name of the dataset trained on.
         step: the training step the weights were taken at.
         segzoo_version: the version of the package that wrote them.
@@ -46,6 +48,7 @@ class ModelInfo:
     task: str = "semantic"
     in_channels: int = 3
     image_size: tuple[int, ...] | None = None
+    image_fit: str = "crop"
     dataset: str = ""
     step: int = 0
     segzoo_version: str = ""
@@ -67,14 +70,14 @@ class ModelInfo:
         """
         return registry.get(self.model, **self.model_args)
 
-    def to_json(self) -> str:
-        """Returns the description as indented JSON.
+    def to_json(self) -> dict[str, Any]:
+        """Returns the description as a JSON object: lists in place of tuples.
 
         Raises:
             SegzooError: when `model_args` holds something JSON cannot say.
         """
         try:
-            return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+            return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise SegzooError(
                 f"the overrides of {self.model!r} cannot be written as JSON ({error}): "
@@ -82,22 +85,18 @@ class ModelInfo:
             ) from error
 
     @classmethod
-    def from_json(cls, text: str, where: str = FILE_NAME) -> ModelInfo:
+    def from_json(cls, read: Any, where: str = FILE_NAME) -> ModelInfo:
         """Reads what `to_json` wrote; sequences come back as tuples.
 
         Fields this version does not know are passed over, so that weights of later versions load.
 
         Args:
-            text: the JSON.
+            read: the JSON object.
             where: the place it was read from, named in errors.
 
         Raises:
-            SegzooError: for text that is no JSON object, or a missing or impossible field.
+            SegzooError: for anything but an object, or a missing or impossible field.
         """
-        try:
-            read = json.loads(text)
-        except ValueError as error:
-            raise SegzooError(f"{where} is not valid JSON: {error}.") from error
         if not isinstance(read, dict):
             raise SegzooError(f"{where} holds a {type(read).__name__}; expected a JSON object.")
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -112,9 +111,18 @@ class ModelInfo:
         info._check(where)
         return info
 
+    @classmethod
+    def from_text(cls, text: str, where: str = FILE_NAME) -> ModelInfo:
+        """Reads JSON text; see `from_json`."""
+        try:
+            return cls.from_json(json.loads(text), where)
+        except json.JSONDecodeError as error:
+            raise SegzooError(f"{where} is not valid JSON: {error}.") from error
+
     def write(self, folder: Path | str) -> None:
         """Writes `model.json` into a run folder, atomically."""
-        write_atomically(Path(folder) / FILE_NAME, (self.to_json() + "\n").encode())
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        write_atomically(Path(folder) / FILE_NAME, text.encode())
 
     @classmethod
     def read(cls, folder: Path | str) -> ModelInfo:
@@ -125,7 +133,7 @@ class ModelInfo:
         """
         path = Path(folder) / FILE_NAME
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+            return cls.from_text(path.read_text(encoding="utf-8"), str(path))
         except FileNotFoundError:
             raise SegzooError(f"{folder} is not a run folder: it has no {FILE_NAME}.") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -143,6 +151,7 @@ class ModelInfo:
             "task": str,
             "in_channels": int,
             "image_size": tuple | None,
+            "image_fit": str,
             "dataset": str,
             "step": int,
             "segzoo_version": str,

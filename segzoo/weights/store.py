@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def save(path: Path | str, variables: Mapping[str, Any], info: ModelInfo) -> Non
     tensors = {
         name: np.array(value, dtype=np.float32, order="C") for name, value in _flatten(kept).items()
     }
-    write_atomically(path, safetensors.numpy.save(tensors, metadata={_METADATA: info.to_json()}))
+    write_atomically(path, safetensors.numpy.save(tensors, metadata={_METADATA: json.dumps(info.to_json())}))
 
 
 def load(path: Path | str) -> tuple[nn.Module, Variables, ModelInfo]:
@@ -164,7 +165,7 @@ def _load_file(path: Path) -> tuple[nn.Module, Variables, ModelInfo]:
         raise SegzooError(
             f"{path} carries no segzoo description: only files written by segzoo.weights.save load."
         )
-    info = ModelInfo.from_json(metadata[_METADATA], f"{path} (metadata)")
+    info = ModelInfo.from_text(metadata[_METADATA], f"{path} (metadata)")
     model = _check_fits(tensors, info, str(path))
     return model, traverse_util.unflatten_dict(tensors, sep="/"), info
 
