@@ -115,24 +115,33 @@ def max_pool(
 ) -> Array:
     """Max-pools the spatial axes, as `nn.max_pool`.
 
-    Windows that tile the axis (stride = window, no padding) are a reshape and a maximum; the
-    gradient of that form shares a window's gradient equally among tied maxima, where `nn.max_pool`
-    gives it to the first. Without ties both are the same. Everything else goes to `nn.max_pool`.
+    Windows that tile the axes (stride = window) are a reshape and a maximum; the gradient of that
+    form shares a window's gradient equally among tied maxima, where `nn.max_pool` gives it to the
+    first. Without ties both are the same. Everything else goes to `nn.max_pool`.
 
     Args:
         x: `[B, *S, C]`.
         window: size of the window, one number per spatial axis.
         strides: by default the window.
-        padding: "VALID" (a remainder at the end is dropped), "SAME", or `(before, after)` pairs.
+        padding: "VALID" drops a remainder, "SAME" keeps it as a window of its own (in other
+            frameworks' words floor and ceil mode), or `(before, after)` pairs.
 
     Returns:
         `[B, *S', C]`.
     """
     window = tuple(window)
     strides = window if strides is None else tuple(strides)
-    if strides != window or padding != "VALID":
+    tiled = strides == window and (
+        padding == "VALID" or (padding == "SAME" and jnp.issubdtype(x.dtype, jnp.floating))
+    )
+    if not tiled:
         pads = padding if isinstance(padding, str) else list(padding)
         return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
+    if padding == "SAME":
+        missing = [-n % w for n, w in zip(x.shape[1:-1], window, strict=True)]
+        if any(missing):
+            pads = [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)]
+            x = jnp.pad(x, pads, constant_values=-jnp.inf)
     counts = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
     x = crop_to(x, [n * w for n, w in zip(counts, window, strict=True)])
     tiles = [n for pair in zip(counts, window, strict=True) for n in pair]

@@ -65,26 +65,6 @@ class DoubleConv(nn.Module):
         return x
 
 
-class Up(nn.Module):
-    """Doubles the size and halves the channels: the "up-convolution" of the expanding path."""
-
-    features: int
-    upsample: str = "transpose"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[B, *S, C] -> [B, *2S, features]`."""
-        rank = x.ndim - 2
-        if self.upsample == "transpose":
-            return ConvTranspose(self.features, (2,) * rank, dtype=self.dtype, name="up")(x)
-        # A 1x1 convolution and an interpolation commute; the coarse grid is the cheaper place.
-        x = ConvNormAct(
-            self.features, kernel_size=1, activation=lambda y: y, dtype=self.dtype, name="up"
-        )(x, train=False)
-        return resize(x, [2 * n for n in x.shape[1:-1]])
-
-
 class UNet(nn.Module):
     """U-Net for 2-D and 3-D images.
 
@@ -97,8 +77,8 @@ class UNet(nn.Module):
         padding: "SAME", or the paper's "VALID".
         spatial_dims: 2 or 3.
         norm: "none" (the paper), "batch" or "group".
-        upsample: "transpose", a 2x2 transposed convolution; "bilinear", interpolation and a 1x1
-            convolution.
+        upsample: "transpose", the 2x2 up-convolution that halves the channels; "bilinear",
+            interpolation alone, the next convolution taking in half as many channels again.
         dropout: the rate at the end of the contracting path.
     """
 
@@ -156,7 +136,16 @@ class UNet(nn.Module):
 
         x = skips.pop()
         for level in reversed(range(self.depth)):
-            x = Up(self.width * 2**level, self.upsample, self.dtype, name=f"upsample{level}")(x)
+            if self.upsample == "transpose":
+                up = ConvTranspose(
+                    self.width * 2**level,
+                    (2,) * self.spatial_dims,
+                    dtype=self.dtype,
+                    name=f"upsample{level}",
+                )
+                x = up(x)
+            else:
+                x = resize(x, [2 * n for n in x.shape[1:-1]])
             x = jnp.concatenate([center_crop(skips[level], x.shape[1:-1]), x], axis=-1)
             x = double_conv(level, "up")(x, train=train)
 
