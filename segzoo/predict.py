@@ -9,9 +9,9 @@ Figure 2).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from segzoo.errors import SegzooError, check_positive_int
-from segzoo.pictures import as_picture, read_picture
+from segzoo.pictures import as_picture, read_picture, resize_map, resize_picture
 from segzoo.tiles import Size, Tiling, bucket, input_window, is_valid, mirror
 
 if TYPE_CHECKING:
@@ -46,27 +46,45 @@ def full_size_logits(model: nn.Module, variables: Mapping[str, Any], image: jax.
         `[B, *S, K]`, float32.
     """
     if not is_valid(model):
-        return model.apply(variables, image)
+        plain: Any = model.apply(variables, image)
+        return plain
     size = image.shape[1:-1]
     window, before = input_window(model, size)
     image = mirror(image, before, _after(window, before, size), first_axis=1)
-    return _cropped(model.apply(variables, image), size)
+    logits: Any = model.apply(variables, image)
+    return _cropped(logits, size)
+
+
+def trained_size(size: Size, info: ModelInfo) -> Size:
+    """Returns the size a picture has at the scale the model was trained at.
+
+    Args:
+        size: `*S` of the picture.
+        info: `image_size` and `image_fit` say what training did.
+    """
+    if info.image_size is None or info.image_fit == "crop":
+        return size
+    if info.image_fit == "resize":
+        return info.image_size
+    scale = min(t / s for t, s in zip(info.image_size, size, strict=True))
+    return tuple(max(1, round(length * scale)) for length in size)
 
 
 class Predictor:
     """Predicts class ids for pictures of any size.
 
-    One program is compiled per size of input, on first use. Sizes are rounded up to few
-    (`tiles.bucket`), except the size the model was trained at and sizes that are multiples of 8.
-    Only the pixels near the far borders of a rounded picture can feel the mirrored strip.
+    Pictures are brought to the scale the model was trained at (`info.image_size`, `info.image_fit`)
+    and the logits back to the picture's own. One program is compiled per size of input, on first
+    use; sizes are rounded up to few (`tiles.bucket`), except the size of training and those that
+    are multiples of 8. The strip this adds at the far borders is mirrored picture.
 
     Args:
         model: a module of task "semantic".
         variables: its `params` and, where it has any, `batch_stats`.
         info: says how pictures are normalised and what the classes are.
-        tile: side of the tiles, or one side per axis. None: pictures of up to two million pixels
-            (or the size trained at, if larger) run whole, larger ones in tiles of 1024 (volumes:
-            128).
+        tile: side of the tiles, or one side per axis, at the scale of training. None: pictures of
+            up to two million pixels (or the size trained at, if larger) run whole, larger ones in
+            tiles of 1024 (volumes: 128).
         overlap: pixels that neighbouring tiles share, at most half a tile; None: a quarter. A model
             with `padding="VALID"` needs none: its tiles fit together exactly.
 
@@ -103,7 +121,8 @@ class Predictor:
 
         def logits(variables: Mapping[str, Any], window: jax.Array, size: Size) -> jax.Array:
             image = (window.astype(jnp.float32) - mean) / std
-            return _cropped(model.apply(variables, image), size)[0]
+            output: Any = model.apply(variables, image)
+            return _cropped(output, size)[0]
 
         def ids(variables: Mapping[str, Any], window: jax.Array, size: Size) -> jax.Array:
             return _ids(logits(variables, window, size))
@@ -124,7 +143,7 @@ class Predictor:
         Returns:
             uint8 `[*S]` class ids at the size of the picture, or float32 `[*S, K]` probabilities:
             the softmax over the classes, or, from a model with one logit, `[*S, 1]`, the sigmoid
-            of class 1, whose id wins from 0.5 on.
+            of class 1, whose id wins above 0.5.
 
         Raises:
             SegzooError: for a file that cannot be read or a picture that does not fit the model.
@@ -134,6 +153,16 @@ class Predictor:
             picture = read_picture(image, channels, dims)
         else:
             picture = as_picture(image, channels, dims)
+        size = picture.shape[:-1]
+        working = trained_size(size, self.info)
+        if working == size:
+            return self._run(picture, "probabilities" if probabilities else "ids")
+        return _enlarged(self._run(resize_picture(picture, working), "logits"), size, probabilities)
+
+    def _run(
+        self, picture: np.ndarray, want: Literal["ids", "probabilities", "logits"]
+    ) -> np.ndarray:
+        """Predicts `[*S, C]` at the scale of training."""
         tiling = self._tiling(picture.shape[:-1])
         window, before = input_window(self.model, tiling.tile)
         # All windows of all tiles, laid out in one mirrored picture.
@@ -143,12 +172,17 @@ class Predictor:
         )
         picture = mirror(picture, before, _after(reach, before, tiling.size))
         if math.prod(tiling.counts) == 1:
-            run = self._logits if probabilities else self._ids
+            run = self._ids if want == "ids" else self._logits
             result = run(self._variables, picture[None], size=tiling.tile)
-            if probabilities:
+            if want == "probabilities":
                 result = _probabilities(result)
-            return np.asarray(result)[_box((0,) * dims, tiling.size)]
-        return self._tiled(picture, tiling, window, probabilities)
+            return np.asarray(result)[_box((0,) * len(window), tiling.size)]
+        # Only one row of tiles is held as logits, unless they are what is wanted.
+        finish: Callable[[np.ndarray], Any] = np.asarray
+        if want != "logits":
+            finish = _ids if want == "ids" else _probabilities
+        bands = [np.asarray(finish(band)) for band in self._bands(picture, tiling, window)]
+        return np.concatenate(bands)[_box((0,) * len(window), tiling.size)]
 
     def _tiling(self, size: Size) -> Tiling:
         """Decides between one piece and tiles."""
@@ -169,18 +203,11 @@ class Predictor:
             overlap = tuple(side // 4 for side in tile)
         return Tiling(size, tile, overlap)
 
-    def _tiled(
-        self, picture: np.ndarray, tiling: Tiling, window: Size, probabilities: bool
-    ) -> np.ndarray:
-        """Blends the logits of tiles; only one row of tiles is held at a time."""
-        bands = []
-        for band in self._bands(picture, tiling, window):
-            finish = _probabilities if probabilities else _ids
-            bands.append(np.asarray(finish(band)))
-        return np.concatenate(bands)[_box((0,) * len(tiling.size), tiling.size)]
-
     def _bands(self, picture: np.ndarray, tiling: Tiling, window: Size) -> Iterator[np.ndarray]:
-        """Yields finished logits `[rows, ..., K]`, from the first row of the picture on."""
+        """Blends the logits of overlapping tiles.
+
+        Yields finished logits `[rows, ..., K]`, from the first row of the picture on.
+        """
         held: np.ndarray | None = None
         for row, indices in tiling.rows():
             band: np.ndarray | None = None
@@ -199,6 +226,23 @@ class Predictor:
             done = tiling.tile[0] if last else tiling.step[0]
             yield band[:done]
             held = band[done:]
+
+
+def _enlarged(logits: np.ndarray, size: Size, probabilities: bool) -> np.ndarray:
+    """Brings logits `[*s, K]` to `*S` class by class, and reads ids or probabilities off them."""
+    if probabilities or logits.shape[-1] == 1:
+        maps = [resize_map(logits[..., k], size) for k in range(logits.shape[-1])]
+        finish = _probabilities if probabilities else _ids
+        return np.asarray(finish(np.stack(maps, axis=-1)))
+    # A running maximum: all classes of a large picture at once would not fit in memory.
+    ids = np.zeros(size, np.uint8)
+    best = resize_map(logits[..., 0], size)
+    for k in range(1, logits.shape[-1]):
+        score = resize_map(logits[..., k], size)
+        better = score > best
+        ids[better] = k
+        best[better] = score[better]
+    return ids
 
 
 def _ids(logits: jax.Array | np.ndarray) -> jax.Array:
