@@ -26,9 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segzoo.data.spec import VOID
 from segzoo.errors import SegzooError, check_choice
-
-VOID = 255
 
 SumAndCount = tuple[jax.Array, jax.Array]
 

@@ -10,8 +10,9 @@ import tyro
 from jax.test_util import check_grads
 
 from segzoo import losses
+from segzoo.data.spec import VOID
 from segzoo.errors import SegzooError
-from segzoo.losses import VOID, Loss
+from segzoo.losses import Loss
 
 EVERY = {
     "cross_entropy": losses.cross_entropy,

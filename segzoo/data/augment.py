@@ -1,0 +1,394 @@
+"""Augmentation on the device: a pure function of (key, example), for pictures and volumes.
+
+Flips, crops, zoom, rotation and elastic warping are one map from the pixels of the result to places
+in the example, so image, label, instances and weight move together and are interpolated once. With
+flips and crops alone nothing is interpolated: pixels are copied bit for bit. Every kind of change
+draws its own random numbers, so turning one on leaves the others' draws as they were.
+
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
+    batch = jax.vmap(functools.partial(augment.apply, config))(keys, batch)
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segzoo.data.spec import VOID
+from segzoo.errors import SegzooError, check_choice, check_positive_int
+
+# What stands outside the example under fill="void"; the image has its own fill.
+_OUTSIDE = {"label": VOID, "instances": 0, "weight": 0.0}
+_INTERPOLATED = ("image", "weight")
+# The weights of R, G and B in the luma of ITU-R BT.601, as in other libraries' colour changes.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What `apply` may change in an example; everything is off by default.
+
+    Attributes:
+        flip_horizontal: mirror left and right, half of the time.
+        flip_vertical: mirror top and bottom, half of the time.
+        flip_depth: mirror front and back of a volume, half of the time.
+        rotate: largest angle in degrees, either way; of a volume, in the plane of its slices.
+        scale: smallest and largest zoom, uniform, the same on all axes; above 1 things get bigger.
+        crop_size: size of the result, `*S` pixels; the example's own size by default. The place is
+            random: inside the example, or, where the crop is larger, around it.
+        elastic_sigma: standard deviation in pixels of the displacements on the coarse grid that
+            bends the picture; U-Net: 10 (Ronneberger et al. 2015, sec. 3.1).
+        elastic_grid: points of that grid along each axis, the borders included; U-Net: 3.
+        fill: what lies outside the example: "mirror" of it, or "void" (label 255, weight 0).
+        brightness: the image times 1 +- this fraction.
+        contrast: distance from the image's mean grey times 1 +- this fraction.
+        saturation: distance from each pixel's own grey times 1 +- this fraction (RGB only).
+        gamma: exponent 1 +- this fraction, on the image scaled to 0..1.
+        noise: standard deviation of Gaussian noise on each pixel and channel, of 0..255.
+    """
+
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    flip_depth: bool = False
+    rotate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop_size: tuple[int, ...] | None = None
+    elastic_sigma: float = 0.0
+    elastic_grid: int = 3
+    fill: Literal["mirror", "void"] = "mirror"
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SegzooError(
+                    f"augment.{name} is {getattr(self, name)!r}; expected a fraction in 0..1."
+                )
+        for name, largest in (("rotate", 180.0), ("elastic_sigma", math.inf), ("noise", 255.0)):
+            value = getattr(self, name)
+            if not (0 <= value <= largest and math.isfinite(value)):
+                limit = "" if largest == math.inf else f" and at most {largest:g}"
+                raise SegzooError(
+                    f"augment.{name} is {value!r}; expected a number of at least 0{limit}."
+                )
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise SegzooError(
+                f"augment.scale is {self.scale!r}; expected a smallest and a largest zoom above 0."
+            )
+        if self.crop_size is not None:
+            if len(self.crop_size) not in (2, 3):
+                raise SegzooError(
+                    f"augment.crop_size is {self.crop_size!r}; expected (height, width) or "
+                    "(depth, height, width)."
+                )
+            for length in self.crop_size:
+                check_positive_int("augment.crop_size", length)
+        check_positive_int("augment.elastic_grid", self.elastic_grid, minimum=2)
+        check_choice("augment.fill", self.fill, ("mirror", "void"))
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether pixels of the result lie between pixels of the example."""
+        return bool(self.rotate or self.elastic_sigma or tuple(self.scale) != (1.0, 1.0))
+
+    def output_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the spatial size of `apply`'s result for an example of `input_size`."""
+        return input_size if self.crop_size is None else tuple(self.crop_size)
+
+
+class _Draw(enum.IntEnum):
+    """Names the random numbers of one example; a new kind is added at the end."""
+
+    FLIP = 0
+    PLACE = 1
+    ROTATE = 2
+    SCALE = 3
+    ELASTIC = 4
+    BRIGHTNESS = 5
+    CONTRAST = 6
+    SATURATION = 7
+    GAMMA = 8
+    NOISE = 9
+
+
+def apply(
+    config: Augment,
+    key: jax.Array,
+    example: Mapping[str, jax.Array],
+    fill: jax.Array | np.ndarray | float | None = None,
+) -> dict[str, jax.Array]:
+    """Augments one example; `jax.vmap` it over a batch with one key per example.
+
+    Geometry comes first, then brightness, contrast, saturation, gamma and noise, in this order.
+    Shrinking (zoom below 1) is not low-pass filtered.
+
+    Args:
+        config: what may change.
+        key: one random key; the result is a function of it and the example alone.
+        example: `image` `[*S, C]` in 0..255; `label` `[*S]`, or a scalar (classification), which
+            stays; optional `instances` `[*S]` and `weight` `[*S]`. Other entries stay.
+        fill: what the image shows outside the example under `fill="void"`, `[C]` or a scalar, for
+            example the mean colour; 0 by default.
+
+    Returns:
+        The same entries: `image` float32 in 0..255 and `weight` bilinear, `label` and `instances`
+        nearest and in their own dtypes, all of spatial size `config.output_size(S)`.
+
+    Raises:
+        SegzooError: when the example is neither picture nor volume, its parts differ in size, or
+            the configuration does not fit it.
+    """
+    image = jnp.asarray(example["image"], jnp.float32)
+    size = image.shape[:-1]
+    _check(config, example, size, image.shape[-1])
+    moving = {"image": image} | {
+        name: jnp.asarray(example[name])
+        for name in _OUTSIDE
+        if name in example and np.ndim(example[name]) > 0
+    }
+    outside = {"image": 0.0 if fill is None else fill, **_OUTSIDE}
+    move = _warp if config.interpolates else _flip_and_crop
+    moved = move(config, key, moving, outside)
+    moved["image"] = _recolour(config, key, moved["image"])
+    return dict(example) | moved
+
+
+def _check(
+    config: Augment, example: Mapping[str, jax.Array], size: tuple[int, ...], channels: int
+) -> None:
+    if len(size) not in (2, 3):
+        raise SegzooError(
+            f"augment got an image of {len(size)} spatial axes; expected a picture or a volume."
+        )
+    for name in _OUTSIDE:
+        if name in example and np.shape(example[name]) not in ((), size):
+            raise SegzooError(
+                f"augment got a {name} of shape {np.shape(example[name])} for an image of size "
+                f"{size}."
+            )
+    if len(config.output_size(size)) != len(size):
+        raise SegzooError(
+            f"augment.crop_size is {config.crop_size!r}; expected {len(size)} numbers for images "
+            f"of size {size}."
+        )
+    if config.flip_depth and len(size) == 2:
+        raise SegzooError("augment.flip_depth needs volumes; the images have no depth.")
+    if config.saturation and channels != 3:
+        raise SegzooError(
+            f"augment.saturation needs RGB images; the images have {channels} channels."
+        )
+
+
+def _flips(config: Augment, key: jax.Array, ndim: int) -> list[tuple[int, jax.Array]]:
+    """The axes that may flip, each with whether it does."""
+    flips = (config.flip_depth, config.flip_vertical, config.flip_horizontal)
+    coins = jax.random.bernoulli(jax.random.fold_in(key, _Draw.FLIP), shape=(3,))
+    return [(axis - 3 + ndim, coins[axis]) for axis in range(3) if flips[axis]]
+
+
+def _flip_and_crop(
+    config: Augment,
+    key: jax.Array,
+    arrays: dict[str, jax.Array],
+    outside: Mapping[str, jax.Array | np.ndarray | float],
+) -> dict[str, jax.Array]:
+    """Copies pixels, bit for bit: flips, then a crop at a random whole-pixel place."""
+    size = arrays["image"].shape[:-1]
+    output = config.output_size(size)
+    flips = _flips(config, key, len(size))
+    slack = np.abs(np.subtract(size, output))
+    place = jax.random.randint(
+        jax.random.fold_in(key, _Draw.PLACE), (len(size),), 0, jnp.asarray(slack) + 1
+    )
+    # As much around the example as the crop is larger, so that every place is a slice.
+    border = [max(o - s, 0) for s, o in zip(size, output, strict=True)]
+    result = {}
+    for name, array in arrays.items():
+        for axis, coin in flips:
+            array = jnp.where(coin, jnp.flip(array, axis), array)
+        if any(border):
+            array = _surround(array, border, None if config.fill == "mirror" else outside[name])
+        if output != size:
+            start = [*place, *[0] * (array.ndim - len(size))]
+            array = jax.lax.dynamic_slice(array, start, (*output, *array.shape[len(size) :]))
+        result[name] = array
+    return result
+
+
+def _surround(
+    array: jax.Array, border: list[int], value: jax.Array | np.ndarray | float | None
+) -> jax.Array:
+    """Pads `border` pixels on both sides of each axis: with `value`, or None for the mirror."""
+    pads = [(b, b) for b in border] + [(0, 0)] * (array.ndim - len(border))
+    if value is None:
+        return jnp.pad(array, pads, mode="reflect")
+    shape = [n + before + after for n, (before, after) in zip(array.shape, pads, strict=True)]
+    inner = tuple(slice(b, b + n) for n, (b, _) in zip(array.shape, pads, strict=True))
+    return jnp.broadcast_to(jnp.asarray(value, array.dtype), shape).at[inner].set(array)
+
+
+def _warp(
+    config: Augment,
+    key: jax.Array,
+    arrays: dict[str, jax.Array],
+    outside: Mapping[str, jax.Array | np.ndarray | float],
+) -> dict[str, jax.Array]:
+    """Samples all arrays at one grid of places, the image and the weight linearly."""
+    size = arrays["image"].shape[:-1]
+    places = _grid(config, key, size)
+    if config.fill == "mirror":
+        places = [_reflect(x, n) for x, n in zip(places, size, strict=True)]
+        inside = None
+    else:
+        within = [(x >= -0.5) & (x < n - 0.5) for x, n in zip(places, size, strict=True)]
+        inside = math.prod(within[1:], start=within[0])
+        places = [jnp.clip(x, 0, n - 1) for x, n in zip(places, size, strict=True)]
+
+    nearest = _flat_index([jnp.floor(x + 0.5).astype(jnp.int32) for x in places], size)
+    lower = [jnp.floor(x).astype(jnp.int32) for x in places]
+    fractions = [x - low for x, low in zip(places, lower, strict=True)]
+    corners = []
+    for corner in itertools.product((0, 1), repeat=len(size)):
+        index = _flat_index([low + up for low, up in zip(lower, corner, strict=True)], size)
+        shares = [f if up else 1.0 - f for f, up in zip(fractions, corner, strict=True)]
+        corners.append((index, math.prod(shares[1:], start=shares[0])))
+
+    result = {}
+    for name, array in arrays.items():
+        channels = array.shape[len(size) :]
+        flat = array.reshape(-1, *channels)
+        if name in _INTERPOLATED:
+            terms = [
+                share.reshape(*share.shape, *[1] * len(channels)) * _take(flat, index)
+                for index, share in corners
+            ]
+            moved = sum(terms[1:], start=terms[0])
+        else:
+            moved = _take(flat, nearest)
+        if inside is not None:
+            mask = inside.reshape(*inside.shape, *[1] * len(channels))
+            moved = jnp.where(mask, moved, jnp.asarray(outside[name], moved.dtype))
+        result[name] = moved
+    return result
+
+
+def _grid(config: Augment, key: jax.Array, size: tuple[int, ...]) -> list[jax.Array]:
+    """The place in the example of each pixel of the result, one array `[*output]` per axis.
+
+    From the result to the example: bend, flip, rotate, zoom about the middle, move to the place.
+    """
+    output = config.output_size(size)
+    ndim = len(size)
+    axes = np.meshgrid(
+        *[np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in output], indexing="ij", sparse=True
+    )
+    x = [jnp.asarray(axis, jnp.float32) for axis in axes]
+    if config.elastic_sigma:
+        bend = _elastic(config, jax.random.fold_in(key, _Draw.ELASTIC), output)
+        x = [axis + bend[i] for i, axis in enumerate(x)]
+    for axis, coin in _flips(config, key, ndim):
+        x[axis] = jnp.where(coin, -x[axis], x[axis])
+    if config.rotate:
+        angle = jnp.deg2rad(config.rotate) * _uniform(key, _Draw.ROTATE)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        x[-2], x[-1] = cos * x[-2] - sin * x[-1], sin * x[-2] + cos * x[-1]
+    smallest, largest = config.scale
+    zoom = jnp.float32(smallest)
+    if largest > smallest:
+        share = jax.random.uniform(jax.random.fold_in(key, _Draw.SCALE))
+        zoom = smallest + (largest - smallest) * share
+    where = jax.random.uniform(jax.random.fold_in(key, _Draw.PLACE), (ndim,))
+    # The window spans output / zoom of the example; its middle may lie where it stays inside, or,
+    # where it is the larger, where it keeps the whole example inside.
+    slack = jnp.asarray(size) - jnp.asarray(output) / zoom
+    middle = (jnp.asarray(size) - 1) / 2 + slack * (where - 0.5)
+    return [jnp.broadcast_to(axis / zoom + middle[i], output) for i, axis in enumerate(x)]
+
+
+def _elastic(config: Augment, key: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Smooth displacements in pixels, `[len(S), *S]`: Gaussian on a coarse grid, cubic between."""
+    coarse = (config.elastic_grid,) * len(size)
+    field = config.elastic_sigma * jax.random.normal(key, (len(size), *coarse))
+    for axis, n in enumerate(size, start=1):
+        weights = jnp.asarray(_cubic_weights(n, config.elastic_grid))
+        # Full precision: the matrix units of a GPU would round places in the picture.
+        field = jnp.tensordot(field, weights, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST)
+        field = jnp.moveaxis(field, -1, axis)
+    return field
+
+
+def _cubic_weights(n: int, points: int) -> np.ndarray:
+    """The matrix `[n, points]` of cubic convolution (Keys 1981, a = -1/2) from points to pixels.
+
+    The first and the last point lie on the first and the last pixel; they repeat beyond.
+    """
+    x = np.linspace(0.0, points - 1.0, n) if n > 1 else np.array([(points - 1) / 2])
+    weights = np.zeros((n, points), np.float32)
+    for step in range(-1, 3):
+        at = np.floor(x).astype(int) + step
+        t = np.abs(x - at)
+        near = 1.5 * t**3 - 2.5 * t**2 + 1.0
+        far = -0.5 * t**3 + 2.5 * t**2 - 4.0 * t + 2.0
+        value = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+        np.add.at(weights, (np.arange(n), np.clip(at, 0, points - 1)), value)
+    return weights
+
+
+def _reflect(x: jax.Array, n: int) -> jax.Array:
+    """Mirrors places about the middles of the first and the last of `n` pixels into 0..n-1."""
+    if n == 1:
+        return jnp.zeros_like(x)
+    x = jnp.mod(x, 2.0 * (n - 1))
+    return jnp.minimum(x, 2.0 * (n - 1) - x)
+
+
+def _flat_index(indices: list[jax.Array], size: tuple[int, ...]) -> jax.Array:
+    """Row-major index of pixels; one step beyond the end (of share 0) stays on the last pixel."""
+    flat = jnp.int32(0)
+    for index, n in zip(indices, size, strict=True):
+        flat = flat * n + jnp.minimum(index, n - 1)
+    return flat
+
+
+def _take(flat: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of `flat` by indices that are known to lie inside: the fastest gather on CPU."""
+    return flat.at[index].get(mode="promise_in_bounds")
+
+
+def _recolour(config: Augment, key: jax.Array, image: jax.Array) -> jax.Array:
+    """Brightness, contrast, saturation, gamma and noise of an image `[*S, C]` in 0..255."""
+    changed = image
+    luma = jnp.asarray(_LUMA if image.shape[-1] == 3 else 1 / image.shape[-1], jnp.float32)
+    if config.brightness:
+        changed = changed * (1.0 + config.brightness * _uniform(key, _Draw.BRIGHTNESS))
+    if config.contrast:
+        grey = jnp.mean(jnp.sum(changed * luma, axis=-1))
+        changed = grey + (changed - grey) * (1.0 + config.contrast * _uniform(key, _Draw.CONTRAST))
+    if config.saturation:
+        grey = jnp.sum(changed * luma, axis=-1, keepdims=True)
+        factor = 1.0 + config.saturation * _uniform(key, _Draw.SATURATION)
+        changed = grey + (changed - grey) * factor
+    if config.gamma:
+        exponent = 1.0 + config.gamma * _uniform(key, _Draw.GAMMA)
+        changed = 255.0 * (jnp.clip(changed, 0.0, 255.0) / 255.0) ** exponent
+    if config.noise:
+        noise = jax.random.normal(jax.random.fold_in(key, _Draw.NOISE), image.shape)
+        changed = changed + config.noise * noise
+    return image if changed is image else jnp.clip(changed, 0.0, 255.0)
+
+
+def _uniform(key: jax.Array, draw: _Draw) -> jax.Array:
+    """One number in -1..1."""
+    return jax.random.uniform(jax.random.fold_in(key, draw), minval=-1.0, maxval=1.0)
