@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from segzoo.errors import SegzooError
-from segzoo.tiles import is_valid
+from segzoo.tiles import input_window
 from segzoo.weights.store import COLLECTIONS
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def measure(model: nn.Module, size: tuple[int, ...], channels: int, batch_size: 
     Raises:
         SegzooError: for a size the model cannot take.
     """
-    if is_valid(model):
-        size = tuple(model.input_size(size))  # type: ignore[operator]
+    size, _ = input_window(model, size)
     image = jax.ShapeDtypeStruct((batch_size, *size, channels), jnp.float32)
     try:
         shapes = jax.eval_shape(model.init, jax.random.key(0), image)

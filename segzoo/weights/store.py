@@ -50,7 +50,9 @@ def save(path: Path | str, variables: Mapping[str, Any], info: ModelInfo) -> Non
     tensors = {
         name: np.array(value, dtype=np.float32, order="C") for name, value in _flatten(kept).items()
     }
-    write_atomically(path, safetensors.numpy.save(tensors, metadata={_METADATA: json.dumps(info.to_json())}))
+    write_atomically(
+        path, safetensors.numpy.save(tensors, metadata={_METADATA: json.dumps(info.to_json())})
+    )
 
 
 def load(path: Path | str) -> tuple[nn.Module, Variables, ModelInfo]:
@@ -125,8 +127,8 @@ def _check_fits(found: Mapping[str, Any], info: ModelInfo, where: str) -> nn.Mod
         if name in found and np.shape(found[name]) != expected[name].shape
     ]
     faults = [
-        _few(count, names)
-        for count, names in (
+        _few(fault, names)
+        for fault, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshapen),
@@ -176,6 +178,6 @@ def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _few(fault: str, names: list[str], most: int = 3) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    more = ", ..." if len(names) > most else ""
     tensors = "tensor" if len(names) == 1 else "tensors"
     return f"{len(names)} {tensors} {fault}: {', '.join(names[:most])}{more}"

@@ -1,0 +1,330 @@
+"""The command line of the house: `segzoo COMMAND`.
+
+Parsing imports nothing heavy; each command imports what it needs. A user's mistake is one line on
+stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from segzoo import __version__
+from segzoo.errors import SegzooError, check_name, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+COMMANDS = ("list", "info", "train", "evaluate", "predict", "report", "check-data", "doctor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after `segzoo`; by default those of the process.
+
+    Returns:
+        The exit code: 0; 1 where a check found something; 2 for a mistake; 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except SegzooError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted.")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more while shutting down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except SystemExit as done:  # argparse after --help, tyro after its own errors
+        return done.code if isinstance(done.code, int) else 0 if done.code is None else 2
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"segzoo: {' '.join(message.split())}\n")
+    return 2
+
+
+def _run(words: list[str]) -> int:
+    # Everything after the name of an experiment belongs to the experiment's own command line.
+    if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
+        from segzoo.study import main_for
+
+        return main_for(words[1], words[2:])
+    if words and not words[0].startswith("-"):
+        check_name("command", words[0], COMMANDS)
+    arguments = _parser().parse_args(words)
+    run: Any = arguments.run
+    return run(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SegzooError(f"{message}; see `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="segzoo", description="The segmentation model zoo for JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"segzoo {__version__}")
+
+    # A bare `segzoo` shows what there is.
+    def usage(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=usage)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    add = command("list", _list, "List the models.")
+    add.add_argument("pattern", nargs="?", default="*", help="a shell pattern, e.g. '*unet*'")
+    add.add_argument("--task", help="semantic, instance or classification")
+
+    add = command("info", _info, "Show a model's overrides, size, operations and memory.")
+    add.add_argument("name", help="a model of `segzoo list`")
+    add.add_argument("--input-size", type=int, nargs="+", metavar="N", help="H W, or D H W")
+    add.add_argument("--channels", type=int, help="channels of the input")
+    add.add_argument("--batch-size", type=int, default=1, help="default 1")
+    add.add_argument(
+        "--override",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME VALUE",
+        help="overrides of the model, e.g. --override num_classes 11 padding VALID",
+    )
+
+    add = command("train", _train, "Train and evaluate an experiment.")
+    add.add_argument("experiment", help="a module in experiments/, or a path to a .py file")
+    add.add_argument(
+        "options", nargs=argparse.REMAINDER, help="see `segzoo train EXPERIMENT --help`"
+    )
+
+    add = command("evaluate", _evaluate, "Score a run's best checkpoint; writes results.json.")
+    add.add_argument("folder", metavar="RUN", help="a run folder")
+    add.add_argument("--split", help="default: the experiment's test split")
+    add.add_argument("--data-dir", help="where prepared datasets lie, if they moved")
+    add.add_argument("--manual-dir", help="where the dataset's own files lie, if they moved")
+    add.add_argument("--cpu-devices", type=int, help="split the CPU into that many devices")
+
+    add = command("predict", _predict, "Write the class ids of pictures as PNG files.")
+    add.add_argument("weights", metavar="RUN", help="a run folder or a .safetensors file")
+    add.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    add.add_argument("-o", "--output", required=True, metavar="DIR", help="made if missing")
+    add.add_argument("--overlay", action="store_true", help="also write NAME.overlay.png")
+    add.add_argument("--tile", type=int, help="side of the tiles large pictures are cut into")
+    add.add_argument("--overlap", type=int, help="pixels neighbouring tiles share")
+
+    add = command("report", _report, "Write docs/results.md from the records in docs/results/.")
+    add.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
+
+    add = command("check-data", _check_data, "Check a folder of images and masks.")
+    add.add_argument("folder", metavar="DIR", help="the folder; see docs/own-data.md")
+
+    command("doctor", _doctor, "Check the installation, devices and folders.")
+    return parser
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Into a pipe or a file nothing is cut to a terminal's width.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from segzoo.registry import entry, list_models
+
+    names = list_models(arguments.pattern, task=arguments.task)
+    if not names:
+        near = did_you_mean(arguments.pattern, list_models(task=arguments.task))
+        raise SegzooError(f"no model matches {arguments.pattern!r}.{near}")
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "task", "paper", "what it is"):
+        table.add_column(column, no_wrap=column != "what it is")
+    for name in names:
+        found = entry(name)
+        table.add_row(name, found.task, found.paper, found.summary)
+    _console().print(table)
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from segzoo.errors import check_positive_int
+    from segzoo.registry import entry, get
+
+    found = entry(arguments.name)
+    overrides = _overrides(arguments.override)
+    model = get(arguments.name, **overrides)
+    size = tuple(arguments.input_size or _typical_size(found.input_shape[:-1], model))
+    for length in (*size, arguments.batch_size):
+        check_positive_int("--input-size or --batch-size", length)
+    channels = arguments.channels or found.input_shape[-1]
+
+    from segzoo.cost import measure
+
+    cost = measure(model, size, channels, arguments.batch_size)
+    shown = ", ".join(f"{k}={v!r}" for k, v in found.overrides.items() if k != "dtype")
+    lines = {
+        "model": f"{found.name}: {found.summary}",
+        "task": found.task,
+        "paper": found.paper,
+        "overrides": shown,
+        "input": str(list(cost.input_shape)),
+        "output": str(list(cost.output_shape)),
+        "parameters": f"{cost.parameters:,}",
+        "batch statistics": f"{cost.state:,}",
+        "operations": "unknown" if cost.flops is None else f"{cost.flops / 1e9:,.2f} GFLOP",
+        "memory": "unknown"
+        if cost.peak_bytes is None
+        else f"{cost.peak_bytes / 2**20:,.1f} MiB (forward pass on {cost.platform})",
+    }
+    console = _console()
+    for name, text in lines.items():
+        console.print(f"{name:<17} {text}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _typical_size(size: tuple[int, ...], model: Any) -> tuple[int, ...]:
+    dims = getattr(model, "spatial_dims", len(size))
+    return size if dims == len(size) else (64,) * dims
+
+
+def _overrides(words: list[str]) -> dict[str, Any]:
+    """`["width", "8", "padding", "VALID"]` -> `{"width": 8, "padding": "VALID"}`."""
+    if len(words) % 2:
+        raise SegzooError(f"--override takes pairs of NAME VALUE; {words[-1]!r} has no value.")
+    return {name: _value(text) for name, text in zip(words[::2], words[1::2], strict=True)}
+
+
+def _value(text: str) -> Any:
+    named = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from segzoo.study import main_for
+
+    return main_for(arguments.experiment, arguments.options)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from segzoo import parallel
+
+    parallel.initialize(cpu_devices=arguments.cpu_devices)
+    from segzoo.evaluate import evaluate_run
+    from segzoo.study import print_table
+
+    folder = Path(arguments.folder)
+    _check_run_folder(folder)
+    record = evaluate_run(
+        folder,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+        manual_dir=arguments.manual_dir,
+    )
+    print_table([record])
+    return 0
+
+
+def _check_run_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise SegzooError(f"{folder} does not exist; expected a run folder.")
+    if not (folder / "config.json").exists():
+        raise SegzooError(f"{folder} is not a run folder: it has no config.json.")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from segzoo.batch import predict_files
+
+    failures = predict_files(
+        arguments.weights,
+        arguments.images,
+        arguments.output,
+        overlays=arguments.overlay,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
+        say=lambda line: _console().print(line, markup=False, soft_wrap=True),
+    )
+    for failure in failures:
+        _fail(failure)
+    return 2 if failures else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from segzoo import registry, report, study
+
+    rows = [
+        report.Row(
+            experiment=declared.name,
+            preset=declared.preset,
+            model=declared.model,
+            dataset=declared.dataset,
+            published=None
+            if declared.published is None
+            else dataclasses.asdict(declared.published),
+            row=declared.row,
+            task=registry.entry(declared.model).task,
+        )
+        for declared in study.declared()
+    ]
+    stale = [str(path) for path in report.update(Path(), rows, check=arguments.check)]
+    if arguments.check and stale:
+        sys.stderr.write(f"segzoo: out of date: {', '.join(stale)}; run `segzoo report`.\n")
+        return 1
+    text = f"wrote {', '.join(stale)}" if stale else "the tables are up to date"
+    _console().print(text, markup=False, soft_wrap=True)
+    return 0
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    from segzoo.data.folder import check_folder
+
+    result = check_folder(Path(arguments.folder))
+    _console().print(str(result), markup=False, soft_wrap=True)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from segzoo.doctor import examine
+
+    console = _console()
+    findings = examine()
+    for finding in findings:
+        console.print(f"{finding.state:<7} {finding.text}", markup=False, soft_wrap=True)
+    broken = sum(finding.state == "broken" for finding in findings)
+    if broken:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
