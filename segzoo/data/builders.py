@@ -19,7 +19,6 @@ import tensorflow_datasets as tfds
 
 from segzoo.data import decode
 from segzoo.data.spec import (
-    VOID,
     Dataset,
     DatasetSpec,
     Example,
@@ -336,99 +335,3 @@ def _locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
-
-
-# --- Reading original files ---------------------------------------------------------------------
-
-
-def need(name: str, manual_dir: Path, paths: Iterable[str], layout: str) -> None:
-    """Checks that original files are present.
-
-    Args:
-        name: the dataset's name.
-        manual_dir: where they should be.
-        paths: relative to `manual_dir`.
-        layout: what belongs there, for the message.
-
-    Raises:
-        SegzooError: which says what to put where, and how much of it is there.
-    """
-    wanted = list(paths)
-    missing = [path for path in wanted if not (manual_dir / path).exists()]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise SegzooError(
-            f"dataset {name!r} needs its original files in {manual_dir}: {layout}. Found "
-            f"{len(wanted) - len(missing)} of {len(wanted)}; missing {shown}."
-        )
-
-
-def read_bytes(path: Path) -> bytes:
-    """Returns a file's bytes.
-
-    Raises:
-        SegzooError: when it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SegzooError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def read_names(path: Path) -> list[str]:
-    """Returns the lines of a list of names, blank ones left out.
-
-    Raises:
-        SegzooError: when the list cannot be read, is empty or names something twice.
-    """
-    try:
-        lines = read_bytes(path).decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise SegzooError(f"{path}: not a text file.") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise SegzooError(f"{path}: the list is empty.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SegzooError(f"{path}: {twice!r} is listed twice.")
-    return names
-
-
-def check_ids(ids: np.ndarray, num_classes: int, name: str) -> np.ndarray:
-    """Returns class ids as uint8 after checking their range; void is 255.
-
-    Raises:
-        SegzooError: for ids that are neither a class nor void.
-    """
-    used = np.flatnonzero(np.bincount(ids.ravel(), minlength=VOID + 1))
-    strange = used[(used >= num_classes) & (used != VOID)]
-    if strange.size:
-        found = ", ".join(str(i) for i in strange[:5]) + (", ..." if strange.size > 5 else "")
-        raise SegzooError(
-            f"{name}: class ids outside 0..{num_classes - 1} (found {found}); void is {VOID}."
-        )
-    return ids.astype(np.uint8)
-
-
-def check_same_size(image: bytes | np.ndarray, mask: np.ndarray, name: str) -> None:
-    """Checks that an image and its mask cover the same pixels.
-
-    Raises:
-        SegzooError: when their heights or widths differ.
-    """
-    shape = decode.image_shape(image, name) if isinstance(image, bytes) else image.shape[:2]
-    if shape != mask.shape[:2]:
-        raise SegzooError(
-            f"{name}: the image is {shape[1]}x{shape[0]} and the mask "
-            f"{mask.shape[1]}x{mask.shape[0]} pixels (width x height)."
-        )
-
-
-def find_image(folder: Path, stem: str) -> Path | None:
-    """Returns `folder/stem` with the first image suffix that exists, or None."""
-    for suffix in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"):
-        for spelt in (suffix, suffix.upper()):
-            path = folder / f"{stem}{spelt}"
-            if path.exists():
-                return path
-    return None

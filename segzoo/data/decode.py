@@ -7,6 +7,7 @@ each of those modes is settled here by name and nowhere else.
 from __future__ import annotations
 
 import io
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -98,6 +99,16 @@ def image_channels(data: bytes, name: str = "image") -> int:
         return 1 if image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F")) else 3
 
 
+def is_plain_jpeg(data: bytes, name: str = "image") -> bool:
+    """Returns whether the bytes are an RGB JPEG, which every decoder reads alike.
+
+    Raises:
+        SegzooError: when the bytes are no image.
+    """
+    with _open(data, name) as image:
+        return image.format == "JPEG" and image.mode == "RGB"
+
+
 def decode_ids(data: bytes, name: str = "mask", *, upright: bool = False) -> np.ndarray:
     """Decodes an image of integer ids: grey levels or palette indices as stored, 1-bit as 0 and 1.
 
@@ -135,6 +146,33 @@ def decode_ids(data: bytes, name: str = "mask", *, upright: bool = False) -> np.
             f"{name}: a mask of mode {picture.mode} holds no class ids; expected 8-bit grey or "
             "palette."
         )
+
+
+def decode_pages(data: bytes, name: str = "stack") -> list[np.ndarray]:
+    """Decodes every page of a multi-page file (TIFF) of 8-bit grey images.
+
+    Returns:
+        uint8 `[H, W]` each; 1-bit pages as 0 and 255.
+
+    Raises:
+        SegzooError: when the bytes are no image, are cut off, or hold other than grey pages.
+    """
+    pages = []
+    with _open(data, name) as image:
+        try:
+            for number in range(getattr(image, "n_frames", 1)):
+                image.seek(number)
+                image.load()
+                if image.mode not in ("1", "L", "P"):
+                    raise SegzooError(
+                        f"{name}: page {number} has mode {image.mode}; expected 8-bit grey."
+                    )
+                pages.append(np.array(image.convert("L") if image.mode == "1" else image))
+        except SegzooError:
+            raise
+        except Exception as error:
+            raise _unreadable(data, name, error) from error
+    return pages
 
 
 def encode_png(array: np.ndarray, *, level: int = 6) -> bytes:

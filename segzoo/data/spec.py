@@ -221,7 +221,14 @@ def register_dataset(name: str) -> Callable[[F], F]:
     return decorate
 
 
-_MODULES: Sequence[str] = ("shapes",)
+_MODULES: Sequence[str] = (
+    "camvid",
+    "dsb2018_nuclei",
+    "isbi2012_em",
+    "mnist",
+    "oxford_iiit_pet",
+    "shapes",
+)
 
 
 @functools.cache
