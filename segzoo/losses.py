@@ -18,7 +18,6 @@ depend on how its void pixels fall on the devices. What holds for every function
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -215,38 +214,6 @@ def focal(
     if alpha is not None:
         term = term * jnp.where(pixels.one_hot[..., 0], 1.0 - alpha, alpha)
     return pixels.total(_of_class(class_weights, pixels.one_hot) * term)
-
-
-def median_frequency(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
-    """Class weights by median frequency balancing (Eigen & Fergus 2015, sec. 6.3.2; SegNet).
-
-    The frequency of a class is its number of pixels over the number of valid pixels of the images
-    in which it occurs; its weight is the median of all frequencies over its own.
-
-    Args:
-        labels: integer label arrays, one per image.
-        num_classes: K.
-
-    Returns:
-        float32 `[K]`; 0 for a class that never occurs.
-
-    Raises:
-        SegzooError: when no label is valid.
-    """
-    num_classes = max(num_classes, 2)
-    pixels = np.zeros(num_classes, np.int64)
-    in_images = np.zeros(num_classes, np.int64)
-    for label in labels:
-        counts = np.bincount(np.ravel(label).astype(np.int64), minlength=num_classes)[:num_classes]
-        pixels += counts
-        in_images += np.where(counts > 0, counts.sum(), 0)
-    seen = pixels > 0
-    if not seen.any():
-        raise SegzooError("median frequency balancing found no labelled pixel.")
-    frequency = pixels[seen] / in_images[seen]
-    weights = np.zeros(num_classes, np.float32)
-    weights[seen] = np.median(frequency) / frequency
-    return weights
 
 
 @dataclass(frozen=True)

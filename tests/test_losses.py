@@ -279,20 +279,6 @@ def test_classification_is_the_same_with_no_spatial_axes(function, k):
     np.testing.assert_allclose(flat, spatial, rtol=1e-6)
 
 
-def test_median_frequency_on_a_hand_made_set():
-    # Class 0: 6 of the 8 valid pixels of its two images; class 1: 2 of the 4 of its one; class 2
-    # never; 3 void pixels count nowhere.
-    first = np.uint8([[0, 0, 1], [1, VOID, VOID]])
-    second = np.uint8([[0, 0], [0, 0], [VOID, 3]])
-    weights = losses.median_frequency([first, second], 4)
-    frequency = np.array([6 / 9, 2 / 4, 1 / 5])
-    expected = np.median(frequency) / frequency
-    np.testing.assert_allclose(weights[[0, 1, 3]], expected, rtol=1e-6)
-    assert weights[2] == 0.0
-    with pytest.raises(SegzooError, match="no labelled pixel"):
-        losses.median_frequency([np.full((2, 2), VOID)], 3)
-
-
 def test_loss_is_the_weighted_sum_of_its_terms():
     logits, label = make((2, 5, 5, 3))
     weight = np.random.default_rng(3).random(label.shape).astype(np.float32)

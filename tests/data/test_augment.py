@@ -377,19 +377,8 @@ def test_configurations_that_do_not_fit_are_refused(config, example, message):
 
 
 def test_the_command_line_can_override_every_field():
-    arguments = [
-        "--crop-size",
-        "64",
-        "96",
-        "--scale",
-        "0.5",
-        "2",
-        "--flip-horizontal",
-        "--fill",
-        "void",
-        "--rotate",
-        "10",
-    ]
+    arguments = ["--crop-size", "64", "96", "--scale", "0.5", "2", "--rotate", "10"]
+    arguments += ["--flip-horizontal", "--fill", "void"]
     expected = Augment(
         crop_size=(64, 96), scale=(0.5, 2.0), flip_horizontal=True, fill="void", rotate=10.0
     )
