@@ -1,13 +1,12 @@
-"""The primitives the networks are built of: fast under XLA, and equal to the plain forms.
+"""The modules the networks are built of, over the array functions of `segzoo.ops`.
 
-Everything works on channels-last arrays `[B, *S, C]` with any number of spatial axes. Where the
-gradient of the textbook form is slow (`nn.max_pool` and `nn.ConvTranspose` on CPU, by factors of
-10 to 30), an algebraically equal form takes its place; the tests hold values and gradients of both
-together.
+All take channels-last arrays `[B, *S, C]` with any number of spatial axes, compute in `dtype`, and
+keep their parameters in float32.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -15,10 +14,30 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from segzoo.errors import check_choice
+from segzoo.ops.convolution import bilinear_kernel, conv_general_dilated, conv_transpose
+from segzoo.ops.spatial import center_crop, crop_to, max_pool, pad_to_multiple, resize
+
+__all__ = [
+    "NORMS",
+    "Conv",
+    "ConvNormAct",
+    "ConvTranspose",
+    "Dropout",
+    "Norm",
+    "NormKind",
+    "Score",
+    "bilinear_kernel",
+    "center_crop",
+    "conv_transpose",
+    "crop_to",
+    "he_normal",
+    "max_pool",
+    "pad_to_multiple",
+    "resize",
+]
 
 Array = jax.Array
 NormKind = Literal["none", "batch", "group"]
@@ -28,214 +47,8 @@ NORMS: tuple[NormKind, ...] = ("none", "batch", "group")
 # arXiv:1502.01852, eq. 10). Not truncated: the published variance is the variance.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
-
-# --- Geometry ------------------------------------------------------------------------------------
-
-
-def pad_to_multiple(x: Array, multiple: int | Sequence[int]) -> Array:
-    """Pads the spatial axes at their ends up to the next multiple, by mirroring.
-
-    Mirroring is how U-Net extrapolates missing context (Ronneberger et al. 2015, Figure 2). Padding
-    at the end alone leaves pixel 0 on the same place of every pooling grid. Any size of at least 1
-    works, also one smaller than the padding.
-
-    Args:
-        x: `[B, *S, C]`.
-        multiple: one number, or one per spatial axis.
-
-    Returns:
-        `[B, *S', C]`, `S'` the smallest multiples that cover `S`; `x` itself if nothing is missing.
-    """
-    rank = x.ndim - 2
-    multiples = (multiple,) * rank if isinstance(multiple, int) else tuple(multiple)
-    pads = [-size % m for size, m in zip(x.shape[1:-1], multiples, strict=True)]
-    if not any(pads):
-        return x
-    return jnp.pad(x, [(0, 0), *((0, pad) for pad in pads), (0, 0)], mode="symmetric")
-
-
-def crop_to(x: Array, size: Sequence[int]) -> Array:
-    """Keeps the first `size` of each spatial axis: the inverse of `pad_to_multiple`."""
-    return x[(slice(None), *(slice(n) for n in size))]
-
-
-def center_crop(x: Array, size: Sequence[int]) -> Array:
-    """Keeps the central `size` of each spatial axis, the extra pixel of odd margins at the end."""
-    starts = [(n - m) // 2 for n, m in zip(x.shape[1:-1], size, strict=True)]
-    return x[(slice(None), *(slice(a, a + m) for a, m in zip(starts, size, strict=True)))]
-
-
-def _interpolation_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
-    """`[n_out, n_in]` weights of linear interpolation along one axis; each row sums to 1."""
-    place = np.arange(n_out, dtype=np.float64)
-    if align_corners:
-        source = place * ((n_in - 1) / (n_out - 1)) if n_out > 1 else place * 0.0
-    else:
-        source = (place + 0.5) * (n_in / n_out) - 0.5
-    source = np.clip(source, 0.0, n_in - 1)
-    # Hat functions around the source pixels: zero beyond a distance of one.
-    distance = np.abs(source[:, None] - np.arange(n_in))
-    return np.maximum(0.0, 1.0 - distance)
-
-
-def resize(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:
-    """Resizes the spatial axes by (bi-, tri-) linear interpolation, one axis after the other.
-
-    Pixel centres lie at half-integers, and borders are continued with the edge value, as in
-    `jax.image.resize(..., "linear", antialias=False)`. There is no antialiasing when shrinking.
-    Each axis is one product with a constant matrix, whose gradient is the transposed product;
-    gathers would have scatters for gradients.
-
-    Args:
-        x: `[B, *S, C]`, floating.
-        size: the new sizes of the spatial axes.
-        align_corners: put the centres of the first and last pixels of input and output onto each
-            other, instead of the outer borders of the images.
-
-    Returns:
-        `[B, *size, C]` in the dtype of `x`.
-    """
-    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
-        if n_in == n_out:
-            continue
-        weights = jnp.asarray(_interpolation_matrix(n_in, n_out, align_corners), x.dtype)
-        y = jnp.tensordot(weights, x, axes=(1, axis), precision=lax.Precision.HIGHEST)
-        x = jnp.moveaxis(y, 0, axis)
-    return x
-
-
-# --- Pooling -------------------------------------------------------------------------------------
-
-
-def max_pool(
-    x: Array,
-    window: Sequence[int],
-    strides: Sequence[int] | None = None,
-    padding: str | Sequence[tuple[int, int]] = "VALID",
-) -> Array:
-    """Max-pools the spatial axes, as `nn.max_pool`.
-
-    Windows that tile the axes (stride = window) are a reshape and a maximum; the gradient of that
-    form shares a window's gradient equally among tied maxima, where `nn.max_pool` gives it to the
-    first. Without ties both are the same. Everything else goes to `nn.max_pool`.
-
-    Args:
-        x: `[B, *S, C]`.
-        window: size of the window, one number per spatial axis.
-        strides: by default the window.
-        padding: "VALID" drops a remainder, "SAME" keeps it as a window of its own (in other
-            frameworks' words floor and ceil mode), or `(before, after)` pairs.
-
-    Returns:
-        `[B, *S', C]`.
-    """
-    window = tuple(window)
-    strides = window if strides is None else tuple(strides)
-    tiled = strides == window and (
-        padding == "VALID" or (padding == "SAME" and jnp.issubdtype(x.dtype, jnp.floating))
-    )
-    if not tiled:
-        pads = padding if isinstance(padding, str) else list(padding)
-        return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
-    if padding == "SAME":
-        missing = [-n % w for n, w in zip(x.shape[1:-1], window, strict=True)]
-        if any(missing):
-            pads = [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)]
-            x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    counts = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
-    x = crop_to(x, [n * w for n, w in zip(counts, window, strict=True)])
-    tiles = [n for pair in zip(counts, window, strict=True) for n in pair]
-    x = x.reshape(x.shape[0], *tiles, x.shape[-1])
-    return x.max(axis=tuple(range(2, x.ndim - 1, 2)))
-
-
-# --- Transposed convolution ----------------------------------------------------------------------
-
-
-def conv_transpose(x: Array, kernel: Array, strides: Sequence[int]) -> Array:
-    """Transposed convolution without padding: `lax.conv_transpose(..., padding="VALID")`, faster.
-
-    An output pixel `h * stride + i` sees the `ceil(k / stride)` input pixels up to `h`, so a plain
-    convolution with that many taps computes all `stride ** rank` output pixels of a block as
-    channels, and depth-to-space lays them out. With k = stride (U-Net's up-convolution) there is
-    one tap, and the convolution is a matrix product.
-
-    Args:
-        x: `[B, *S, C]`.
-        kernel: `[*k, C, O]`, in the orientation of `nn.ConvTranspose` (`transpose_kernel=False`).
-        strides: one number per spatial axis.
-
-    Returns:
-        `[B, *S', O]` with `S' = S * stride + max(k - stride, 0)`.
-    """
-    rank = x.ndim - 2
-    sizes, (c_in, c_out) = kernel.shape[:rank], kernel.shape[rank:]
-    strides = tuple(strides)
-    taps = [-(-k // s) for k, s in zip(sizes, strides, strict=True)]
-    # lax correlates the dilated input with the kernel, which is why scattering sees it flipped.
-    kernel = jnp.flip(kernel, axis=tuple(range(rank)))
-    pads = [(0, t * s - k) for t, s, k in zip(taps, strides, sizes, strict=True)]
-    kernel = jnp.pad(kernel, [*pads, (0, 0), (0, 0)])
-    kernel = kernel.reshape(
-        *(n for pair in zip(taps, strides, strict=True) for n in pair), c_in, -1
-    )
-    # [t, s, t, s, ..., C, O] -> [t, t, ..., C, s, s, ..., O]
-    evens, odds = range(0, 2 * rank, 2), range(1, 2 * rank, 2)
-    kernel = kernel.transpose(*evens, 2 * rank, *odds, 2 * rank + 1)
-    kernel = kernel.reshape(*taps, c_in, math.prod(strides) * c_out)
-    if max(taps) == 1:
-        y = x @ kernel.reshape(c_in, -1)
-    else:
-        # Correlation again: the tap that meets the earliest input pixel is the last one.
-        kernel = jnp.flip(kernel, axis=tuple(range(rank)))
-        letters = "DHW"[-rank:]
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1,) * rank,
-            padding=[(t - 1, t - 1) for t in taps],
-            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-        )
-    y = _depth_to_space(y, strides)
-    full = [n * s + max(k - s, 0) for n, s, k in zip(x.shape[1:-1], strides, sizes, strict=True)]
-    return crop_to(y, full)
-
-
-def _depth_to_space(x: Array, block: Sequence[int]) -> Array:
-    """`[B, *S, prod(block) * O] -> [B, *(S * block), O]`."""
-    batch, *sizes, _ = x.shape
-    rank = len(sizes)
-    x = x.reshape(batch, *sizes, *block, -1)
-    order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
-    x = x.transpose(0, *order, 2 * rank + 1)
-    return x.reshape(batch, *(n * b for n, b in zip(sizes, block, strict=True)), -1)
-
-
-def bilinear_kernel(
-    key: Array, shape: Sequence[int], dtype: Any = jnp.float32, *unused: Any
-) -> Array:
-    """Initialiser: a transposed convolution that interpolates each channel on its own.
-
-    Long, Shelhamer & Darrell 2015, section 3.3. Any number of spatial axes; the usual kernel for
-    upsampling by `s` has size `2 s` (even `s`) or `2 s - 1`.
-
-    Args:
-        key: unused, there to fit linen's initialisers.
-        shape: `[*k, C, O]`; where C and O differ, the first `min(C, O)` channels are mapped.
-        dtype: of the result.
-        *unused: linen passes an output sharding to some initialisers.
-
-    Returns:
-        The kernel; every output pixel inside sums to weight 1.
-    """
-    del key, unused
-    *sizes, c_in, c_out = shape
-    kernel = np.eye(c_in, c_out)
-    for size in reversed(sizes):
-        factor = (size + 1) // 2
-        hat = 1 - np.abs(np.arange(size) - (size - 1) / 2) / factor
-        kernel = np.multiply.outer(hat, kernel)
-    return jnp.asarray(kernel, dtype)
+# `nn.Conv` with He's initialisation, and fast in 3-D on CPU too.
+Conv = functools.partial(nn.Conv, kernel_init=he_normal, conv_general_dilated=conv_general_dilated)
 
 
 class ConvTranspose(nn.Module):
@@ -272,9 +85,6 @@ class ConvTranspose(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y
-
-
-# --- Blocks --------------------------------------------------------------------------------------
 
 
 class Norm(nn.Module):
@@ -344,14 +154,13 @@ class ConvNormAct(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """`[B, *S, C] -> [B, *S', features]`."""
         rank = x.ndim - 2
-        x = nn.Conv(
+        x = Conv(
             self.features,
             (self.kernel_size,) * rank,
             strides=self.strides,
             kernel_dilation=self.dilation,
             padding=self.padding,
             use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
-            kernel_init=he_normal,
             dtype=self.dtype,
             name="conv",
         )(x)

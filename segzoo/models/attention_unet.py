@@ -25,11 +25,11 @@ import jax.numpy as jnp
 
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.layers import (
+    Conv,
     ConvNormAct,
     NormKind,
     Score,
     crop_to,
-    he_normal,
     max_pool,
     pad_to_multiple,
     resize,
@@ -66,19 +66,16 @@ class AttentionGate(nn.Module):
             `alpha * x`, `[B, *2S, C]`, and alpha, float32 `[B, *2S, 1]`.
         """
         rank, channels = skip.ndim - 2, skip.shape[-1]
-        query = nn.Conv(
+        query = Conv(
             channels,
             (2,) * rank,
             strides=2,
             padding="VALID",
             use_bias=False,
-            kernel_init=he_normal,
             dtype=self.dtype,
             name="w_x",
         )(skip)
-        query += nn.Conv(
-            channels, (1,) * rank, kernel_init=he_normal, dtype=self.dtype, name="w_g"
-        )(gating)
+        query += Conv(channels, (1,) * rank, dtype=self.dtype, name="w_g")(gating)
         coarse = nn.sigmoid(Score(1, self.dtype, name="psi")(nn.relu(query)))
         alpha = resize(coarse, skip.shape[1:-1])
         return alpha.astype(self.dtype) * skip, alpha

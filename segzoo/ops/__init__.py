@@ -1,0 +1,1 @@
+"""Pure functions of arrays, without parameters: what `layers` and `models` compute with."""

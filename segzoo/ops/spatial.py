@@ -1,0 +1,166 @@
+"""Spatial operations: pad, crop, resize, pool.
+
+Everything works on channels-last arrays `[B, *S, C]` with any number of spatial axes. Where the
+gradient of the textbook form is slow on CPU (max-pooling, interpolation: by factors of 10 and
+more), an algebraically equal form takes its place; the tests hold values and gradients of both
+together.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+
+
+def pad_to_multiple(x: Array, multiple: int | Sequence[int]) -> Array:
+    """Pads the spatial axes at their ends up to the next multiple, by mirroring.
+
+    Mirroring is how U-Net extrapolates missing context (Ronneberger et al. 2015, Figure 2). Padding
+    at the end alone leaves pixel 0 on the same place of every pooling grid. Any size of at least 1
+    works, also one smaller than the padding.
+
+    Args:
+        x: `[B, *S, C]`.
+        multiple: one number, or one per spatial axis.
+
+    Returns:
+        `[B, *S', C]`, `S'` the smallest multiples that cover `S`; `x` itself if nothing is missing.
+    """
+    rank = x.ndim - 2
+    multiples = (multiple,) * rank if isinstance(multiple, int) else tuple(multiple)
+    pads = [-size % m for size, m in zip(x.shape[1:-1], multiples, strict=True)]
+    if not any(pads):
+        return x
+    return jnp.pad(x, [(0, 0), *((0, pad) for pad in pads), (0, 0)], mode="symmetric")
+
+
+def crop_to(x: Array, size: Sequence[int]) -> Array:
+    """Keeps the first `size` of each spatial axis: the inverse of `pad_to_multiple`."""
+    return x[(slice(None), *(slice(n) for n in size))]
+
+
+def center_crop(x: Array, size: Sequence[int]) -> Array:
+    """Keeps the central `size` of each spatial axis, the extra pixel of odd margins at the end."""
+    starts = [(n - m) // 2 for n, m in zip(x.shape[1:-1], size, strict=True)]
+    return x[(slice(None), *(slice(a, a + m) for a, m in zip(starts, size, strict=True)))]
+
+
+def resize(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:
+    """Resizes the spatial axes by (bi-, tri-) linear interpolation, one axis after the other.
+
+    Pixel centres lie at half-integers, and borders are continued with the edge value, as in
+    `jax.image.resize(..., "linear", antialias=False)`. There is no antialiasing when shrinking.
+    Reverse-mode differentiation only.
+
+    Args:
+        x: `[B, *S, C]`, floating.
+        size: the new sizes of the spatial axes.
+        align_corners: put the centres of the first and last pixels of input and output onto each
+            other, instead of the outer borders of the images.
+
+    Returns:
+        `[B, *size, C]` in the dtype of `x`.
+    """
+    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
+        if n_in != n_out:
+            x = _linear_map(_interpolation_matrix(n_in, n_out, align_corners), axis)(x)
+    return x
+
+
+@functools.lru_cache(maxsize=256)
+def _interpolation_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """`[n_out, n_in]` weights of linear interpolation along one axis; each row sums to 1."""
+    place = np.arange(n_out, dtype=np.float64)
+    if align_corners:
+        source = place * ((n_in - 1) / max(n_out - 1, 1))
+    else:
+        source = (place + 0.5) * (n_in / n_out) - 0.5
+    source = np.clip(source, 0.0, n_in - 1)
+    # Hat functions around the source pixels: zero beyond a distance of one.
+    distance = np.abs(source[:, None] - np.arange(n_in))
+    return np.maximum(0.0, 1.0 - distance)
+
+
+def _linear_map(matrix: np.ndarray, axis: int) -> Callable[[Array], Array]:
+    """The product of a constant matrix with one axis; its gradient is the transposed product.
+
+    Left to itself, differentiation would turn the gathers of `_product` into scatters, which are
+    slow; the transposed product is one of gathers again.
+    """
+
+    @jax.custom_vjp
+    def apply(x: Array) -> Array:
+        return _product(matrix, x, axis)
+
+    def forward(x: Array) -> tuple[Array, None]:
+        return apply(x), None
+
+    def backward(_: None, cotangent: Array) -> tuple[Array]:
+        return (_linear_map(matrix.T, axis)(cotangent),)
+
+    apply.defvjp(forward, backward)
+    return apply
+
+
+def _product(matrix: np.ndarray, x: Array, axis: int) -> Array:
+    """Multiplies along `axis`, by as many gathers as a row has entries when those are few."""
+    entries = int((matrix != 0).sum(axis=1).max())
+    if entries > 8:
+        weights = jnp.asarray(matrix, x.dtype)
+        y = jnp.tensordot(weights, x, axes=(1, axis), precision=lax.Precision.HIGHEST)
+        return jnp.moveaxis(y, 0, axis)
+    places = np.argsort(matrix == 0, axis=1, kind="stable")[:, :entries]
+    weights = jnp.asarray(np.take_along_axis(matrix, places, axis=1), x.dtype)
+    weights = jnp.expand_dims(weights.T, [1 + i for i in range(x.ndim) if i != axis])
+    terms = [jnp.take(x, places[:, j], axis=axis) * weights[j] for j in range(entries)]
+    return functools.reduce(jnp.add, terms)
+
+
+def max_pool(
+    x: Array,
+    window: Sequence[int],
+    strides: Sequence[int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+) -> Array:
+    """Max-pools the spatial axes, as `nn.max_pool`.
+
+    Windows that tile the axes (stride = window) are a reshape and a maximum; the gradient of that
+    form shares a window's gradient equally among tied maxima, where `nn.max_pool` gives it to the
+    first. Without ties both are the same. Everything else goes to `nn.max_pool`.
+
+    Args:
+        x: `[B, *S, C]`.
+        window: size of the window, one number per spatial axis.
+        strides: by default the window.
+        padding: "VALID" drops a remainder, "SAME" keeps it as a window of its own (in other
+            frameworks' words floor and ceil mode), or `(before, after)` pairs.
+
+    Returns:
+        `[B, *S', C]`.
+    """
+    window = tuple(window)
+    strides = window if strides is None else tuple(strides)
+    tiled = strides == window and (
+        padding == "VALID" or (padding == "SAME" and jnp.issubdtype(x.dtype, jnp.floating))
+    )
+    if not tiled:
+        pads = padding if isinstance(padding, str) else list(padding)
+        return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
+    if padding == "SAME":
+        missing = [-n % w for n, w in zip(x.shape[1:-1], window, strict=True)]
+        if any(missing):
+            pads = [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)]
+            x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    counts = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
+    x = crop_to(x, [n * w for n, w in zip(counts, window, strict=True)])
+    tiles = [n for pair in zip(counts, window, strict=True) for n in pair]
+    x = x.reshape(x.shape[0], *tiles, x.shape[-1])
+    return x.max(axis=tuple(range(2, x.ndim - 1, 2)))
