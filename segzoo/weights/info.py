@@ -165,6 +165,10 @@ class ModelInfo:
                     f"{where}: {name} is {list(values)}; expected {self.in_channels} numbers, "
                     "one per channel."
                 )
+        if self.image_fit not in ("resize", "pad", "crop"):
+            raise SegzooError(
+                f"{where}: image_fit is {self.image_fit!r}; expected 'resize', 'pad' or 'crop'."
+            )
         if not all(value > 0 for value in self.std):
             raise SegzooError(f"{where}: std is {list(self.std)}; expected positive numbers.")
         if self.palette and len(self.palette) < len(self.class_names):
