@@ -1,0 +1,1 @@
+"""One module for each row, or family of rows, of a table: `python -m experiments.<name>`."""

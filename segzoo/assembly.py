@@ -1,0 +1,179 @@
+"""From an `Experiment` to the parts of a run: model, data, weights of the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+import segzoo
+from segzoo import data, parallel, registry, weights
+from segzoo.data.pipeline import Batches, eval_batches
+from segzoo.data.spec import Dataset, DatasetSpec, Example, Source
+from segzoo.data.statistics import median_frequency
+from segzoo.data.transforms import BorderWeight, Fit
+from segzoo.errors import SegzooError
+from segzoo.experiment import Experiment
+from segzoo.models import fcn
+from segzoo.weights import ModelInfo
+
+
+def build_model(experiment: Experiment, spec: DatasetSpec, axis_name: str | None) -> nn.Module:
+    """Builds the experiment's model for a dataset's classes.
+
+    Raises:
+        SegzooError: for an unknown model or override, or one that does not fit the dataset's task.
+    """
+    entry = registry.entry(experiment.model)
+    if entry.task != spec.task:
+        raise SegzooError(
+            f"model {experiment.model!r} is for {entry.task}, but dataset {spec.name!r} is for "
+            f"{spec.task}."
+        )
+    overrides: dict[str, Any] = {
+        "num_classes": spec.num_classes,
+        "dtype": jnp.dtype(experiment.dtype),
+        **experiment.model_args,
+    }
+    if "axis_name" in entry.overrides:
+        overrides["axis_name"] = axis_name
+    return registry.get(experiment.model, **overrides)
+
+
+def model_info(experiment: Experiment, spec: DatasetSpec) -> ModelInfo:
+    """Describes the experiment's model for whoever loads its weights."""
+    return ModelInfo(
+        model=experiment.model,
+        model_args={"num_classes": spec.num_classes, **experiment.model_args},
+        class_names=spec.class_names,
+        palette=spec.palette,
+        mean=spec.mean,
+        std=spec.std,
+        task=spec.task,
+        in_channels=spec.channels,
+        image_size=experiment.image_size,
+        dataset=spec.name,
+        segzoo_version=segzoo.__version__,
+    )
+
+
+def spatial_dims(experiment: Experiment) -> int:
+    """Returns 2 for a model of pictures, 3 for one of volumes."""
+    default = len(registry.entry(experiment.model).input_shape) - 1
+    return int(experiment.model_args.get("spatial_dims", default))
+
+
+def training_shape(experiment: Experiment, source: Source) -> tuple[int, ...]:
+    """Returns `(*S, C)` of the images the model sees in training."""
+    image = host_transform(experiment, source)(source[0])["image"]
+    size = experiment.augment.crop_size or image.shape[:-1]
+    return (*size, image.shape[-1])
+
+
+def initial_params(experiment: Experiment, params: Any) -> Any:
+    """Returns `params` with all that fits taken from `experiment.init_from`, and says what did not.
+
+    Raises:
+        SegzooError: when nothing fits.
+    """
+    assert experiment.init_from is not None
+    _, variables, info = weights.load(experiment.init_from)
+    if experiment.model.startswith("fcn") and info.model.startswith("fcn"):
+        return fcn.from_coarser(params, variables["params"])
+    mine = traverse_util.flatten_dict(params, sep="/")
+    theirs = traverse_util.flatten_dict(variables["params"], sep="/")
+    taken = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
+    if not taken:
+        raise SegzooError(
+            f"{experiment.init_from} ({info.model!r}) has no parameter that fits "
+            f"{experiment.model!r}."
+        )
+    fresh = [name for name in mine if name not in taken]
+    parallel.log(
+        f"took {len(taken)} parameter arrays from {experiment.init_from}"
+        + (f"; {len(fresh)} start afresh: {', '.join(fresh[:6])}" if fresh else "")
+    )
+    return traverse_util.unflatten_dict({**mine, **taken}, sep="/")
+
+
+def open_dataset(experiment: Experiment) -> Dataset:
+    """Opens the experiment's dataset."""
+    return data.get(
+        experiment.dataset, data_dir=experiment.data_dir, manual_dir=experiment.manual_dir
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Host transforms one after the other; can be pickled."""
+
+    steps: tuple[Fit | BorderWeight, ...]
+
+    def __call__(self, example: Example) -> Example:
+        for step in self.steps:
+            example = step(example)
+        return example
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of an image that came in with `shape` `(*S, C)`."""
+        for step in self.steps:
+            shape = step.output_shape(shape)
+        return shape
+
+
+def host_transform(experiment: Experiment, source: Source) -> Chain:
+    """Returns what is done to every example on the host: its size, and the border map."""
+    steps: list[Fit | BorderWeight] = []
+    if experiment.image_size is not None:
+        steps.append(Fit(experiment.image_size, experiment.image_fit))
+    if experiment.border_weight:
+        facts = getattr(source, "facts", None)
+        steps.append(BorderWeight(cache_dir=facts and facts / "border_weight"))
+    return Chain(tuple(steps))
+
+
+def class_weights(experiment: Experiment, dataset: Dataset) -> jax.Array | None:
+    """Returns the loss's weight per class, float32 `[K]`, or None."""
+    wanted = experiment.loss.class_weights
+    if wanted == "none":
+        return None
+    if wanted == "median_frequency":
+        source = dataset.source(experiment.train_split)
+        return jnp.asarray(median_frequency(source, dataset.spec.num_classes))
+    if len(wanted) != dataset.spec.num_classes:
+        raise SegzooError(
+            f"loss.class_weights has {len(wanted)} values; expected one for each of the "
+            f"{dataset.spec.num_classes} classes of {dataset.spec.name!r}."
+        )
+    return jnp.asarray(wanted, jnp.float32)
+
+
+def normalise(image: jax.Array, spec: DatasetSpec) -> jax.Array:
+    """Brings an image of 0..255 to zero mean and unit variance, by the dataset's own figures."""
+    mean, std = jnp.asarray(spec.mean, jnp.float32), jnp.asarray(spec.std, jnp.float32)
+    return (image.astype(jnp.float32) - mean) / std
+
+
+def eval_batch_size(experiment: Experiment) -> int:
+    """The training batch, rounded up to fill every device."""
+    devices = jax.device_count()
+    return math.ceil(experiment.batch_size / devices) * devices
+
+
+def split_batches(experiment: Experiment, dataset: Dataset, split: str) -> Batches:
+    """Returns this process's share of a split's evaluation batches."""
+    source = dataset.source(split)
+    return eval_batches(
+        source,
+        batch_size=eval_batch_size(experiment),
+        transform=host_transform(experiment, source),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=experiment.loader_threads,
+        workers=experiment.loader_workers,
+    )

@@ -1,0 +1,215 @@
+"""A split -> a summed tally -> scores -> `results.json` and pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segzoo import assembly, checkpoint, parallel, provenance, tasks, visualize
+from segzoo import experiment as experiments
+from segzoo.data.pipeline import Batches
+from segzoo.data.spec import Dataset, DatasetSpec
+from segzoo.errors import SegzooError
+from segzoo.experiment import Experiment
+from segzoo.files import write_atomically
+from segzoo.metrics import predict_classes
+from segzoo.predict import full_size_logits
+from segzoo.runlog import read_rows
+
+RESULTS = "results.json"
+
+
+def make_eval_step(
+    model: nn.Module,
+    task: tasks.Task,
+    experiment: Experiment,
+    spec: DatasetSpec,
+    weights: jax.Array | None,
+    axis_name: str | None,
+) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Returns the body of an evaluation step, to be compiled by `parallel.data_parallel`.
+
+    It maps (variables, batch) to `{"tally", "loss_sum", "loss_count"}`, summed over devices.
+    """
+
+    def step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        logits = full_size_logits(model, variables, assembly.normalise(batch["image"], spec))
+        total, count = task.loss(logits, batch, experiment.loss, weights)
+        sums = {"tally": task.tally(logits, batch), "loss_sum": total, "loss_count": count}
+        return parallel.psum(sums, axis_name)
+
+    return step
+
+
+def evaluate_split(
+    step: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+    variables: Any,
+    batches: Batches,
+) -> tuple[np.ndarray, float]:
+    """Runs a compiled evaluation step over a whole split.
+
+    Args:
+        step: the body of `make_eval_step` under `parallel.data_parallel`.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        batches: from `eval_batches`; every example once.
+
+    Returns:
+        The tally, int64, and the mean loss over the split's valid pixels.
+    """
+    tally: np.ndarray | None = None
+    total = count = 0.0
+    with batches:
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("image", "label", "weight") if name in batch}
+            sums = jax.device_get(step(variables, parallel.shard_batch(inputs)))
+            tally = sums["tally"].astype(np.int64) + (0 if tally is None else tally)
+            total += float(sums["loss_sum"])
+            count += float(sums["loss_count"])
+    if tally is None:
+        raise SegzooError("the split to evaluate is empty.")
+    return tally, total / max(count, 1.0)
+
+
+def evaluate_run(
+    run_folder: Path | str,
+    *,
+    split: str | None = None,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+) -> dict[str, Any]:
+    """Scores a run's best checkpoint and writes `results.json`, pictures and the curves.
+
+    Args:
+        run_folder: the run.
+        split: the split to score; the experiment's test split by default. Another split is written
+            to `results-<split>.json`, so that it cannot pass for the test score.
+        data_dir: where the prepared data lies, if not where it was in training.
+        manual_dir: where the dataset's own files lie, likewise.
+
+    Returns:
+        The record, as written.
+
+    Raises:
+        SegzooError: when the folder is not a run, or has no checkpoint.
+    """
+    folder = Path(run_folder)
+    experiment = experiments.load(folder / "config.json")
+    experiment = experiments.moved(experiment, data_dir=data_dir, manual_dir=manual_dir)
+    dataset = assembly.open_dataset(experiment)
+    return evaluate_checkpoint(folder, experiment, dataset, split=split)
+
+
+def evaluate_checkpoint(
+    folder: Path, experiment: Experiment, dataset: Dataset, *, split: str | None = None
+) -> dict[str, Any]:
+    """Does the work of `evaluate_run` for an experiment and a dataset at hand."""
+    split = split or experiment.test_split
+    spec = dataset.spec
+    variables, best_step = checkpoint.restore_variables(folder, mode=experiment.mode)
+    model = assembly.build_model(experiment, spec, parallel.AXIS)
+    task = tasks.for_dataset(spec.task, spec.num_classes)
+    weights = assembly.class_weights(experiment, dataset)
+    body = make_eval_step(model, task, experiment, spec, weights, parallel.AXIS)
+    step = parallel.data_parallel(body)
+
+    began = time.perf_counter()
+    tally, loss = evaluate_split(
+        step,
+        parallel.replicate(variables),
+        assembly.split_batches(experiment, dataset, split),
+    )
+    seconds = time.perf_counter() - began
+
+    history = read_rows(folder / "metrics.jsonl")
+    trained = [row for row in history if row["split"] == "train"]
+    record = {
+        "experiment": experiment.name,
+        "row": experiment.row or experiment.model,
+        "preset": experiment.preset,
+        "model": experiment.model,
+        "model_args": experiment.model_args,
+        "dataset": experiment.dataset,
+        "split": split,
+        "task": spec.task,
+        "scores": {**task.scores(tally, spec.class_names), "loss": loss},
+        "confusion": tally.tolist(),
+        "protocol": protocol(experiment, task, split),
+        "published": None if experiment.published is None else {**vars(experiment.published)},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "steps": trained[-1]["step"] if trained else 0,
+        "best_step": best_step,
+        "batch_size": experiment.batch_size,
+        "image_size": experiment.image_size,
+        "seed": experiment.seed,
+        "train_seconds": round(trained[-1]["seconds"], 1) if trained else 0.0,
+        "evaluate_seconds": round(seconds, 1),
+        **provenance.describe(),
+        "notes": "",
+    }
+    if parallel.is_main_process():
+        name = RESULTS if split == experiment.test_split else f"results-{_safe(split)}.json"
+        write_atomically(folder / name, (json.dumps(record, indent=2) + "\n").encode())
+        if spec.task == "semantic":
+            draw(folder / "predictions", experiment, dataset, split, model, variables)
+        if history:
+            visualize.curves(folder / "metrics.jsonl").save(folder / "curves.png")
+    return record
+
+
+def _safe(split: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in split)
+
+
+def protocol(experiment: Experiment, task: tasks.Task, split: str) -> str:
+    """Returns in a sentence or two how the scores came about."""
+    size = "the images' own size"
+    if experiment.image_size is not None:
+        size = "x".join(map(str, experiment.image_size)) + f" ({experiment.image_fit})"
+    return (
+        f"{experiment.test_split if split == experiment.test_split else split!r} split at {size}, "
+        f"single scale, no flips; checkpoint picked by {experiment.monitor} on "
+        f"{experiment.val_split!r}. {task.definition}"
+    )
+
+
+def draw(
+    folder: Path,
+    experiment: Experiment,
+    dataset: Dataset,
+    split: str,
+    model: nn.Module,
+    variables: Any,
+) -> None:
+    """Writes image, truth, prediction and errors of the first examples of a split as PNG files."""
+    spec, source = dataset.spec, dataset.source(split)
+    transform = assembly.host_transform(experiment, source)
+
+    @jax.jit
+    def predict(variables: Any, image: jax.Array) -> jax.Array:
+        return predict_classes(full_size_logits(model, variables, assembly.normalise(image, spec)))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Spread over the split: neighbours in a split are often frames of one scene.
+    count = min(experiment.pictures, len(source))
+    for index in np.linspace(0, len(source) - 1, count).astype(int).tolist():
+        example = transform(source[index])
+        if example["image"].ndim != 3:
+            return  # volumes have no one picture
+        prediction = np.asarray(predict(variables, jnp.asarray(example["image"])[None]))[0]
+        panel = visualize.panel(
+            example["image"],
+            example["label"],
+            prediction,
+            spec.class_names,
+            spec.palette,
+            title=f"{experiment.row or experiment.model}: {split} {index}",
+        )
+        panel.save(folder / f"{_safe(split)}-{index:04d}.png")

@@ -1,0 +1,60 @@
+"""Where a number comes from: device, versions, commit, date."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import segzoo
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def describe() -> dict[str, Any]:
+    """Returns `device`, `versions`, `commit` and `date` of the running program, for a record."""
+    versions = {"segzoo": segzoo.__version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "device": device(),
+        "versions": versions,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def device() -> str:
+    """Returns the devices in words, e.g. "1 x NVIDIA H100" or "1 x CPU (2 cores)"."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        return f"{jax.device_count()} x CPU ({_cores()} cores)"
+    return f"{jax.device_count()} x {kind}"
+
+
+def commit() -> str:
+    """Returns the commit of the source tree, with "-dirty" if files differ, or "unknown"."""
+    root = Path(segzoo.__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # A segzoo installed inside somebody else's repository has no commit of its own.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown"
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cores() -> int:
+    # Containers often may use fewer cores than the machine has; only Linux can tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

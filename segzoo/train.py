@@ -1,0 +1,437 @@
+"""The training loop, top to bottom: a state, a step, and the loop that drives it.
+
+The step is one pure function of (state, batch). Every random number in it is a function of the
+experiment's seed and of an example's place in the stream of data, so a run is the same on any
+number of devices and processes, and a run that was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from segzoo import assembly, evaluate, parallel, tasks
+from segzoo import experiment as experiments
+from segzoo.checkpoint import Checkpoints
+from segzoo.data import augment
+from segzoo.data.pipeline import train_batches
+from segzoo.data.spec import Dataset, DatasetSpec
+from segzoo.errors import SegzooError, check_name
+from segzoo.experiment import Experiment
+from segzoo.interrupt import StopRequest
+from segzoo.runlog import RunLog
+
+Step = Callable[["TrainState", dict[str, jax.Array]], tuple["TrainState", dict[str, jax.Array]]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run needs to go on: arrays only, saved whole.
+
+    Attributes:
+        step: int32 `[]`, optimizer steps done; also the place in the data.
+        params: the model's parameters, float32.
+        batch_stats: BatchNorm's running statistics, `{}` without them.
+        opt_state: optax's state.
+        ema: the running average of `params`, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What evaluation uses: the running average where there is one."""
+        params = self.params if self.ema is None else self.ema
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+# --- state ---------------------------------------------------------------------------------------
+
+
+def create_state(
+    experiment: Experiment,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """Initialises a state from the experiment's seed, and from `init_from` where given.
+
+    Args:
+        experiment: seed, `init_from` and `ema` are read from it.
+        model: the module.
+        optimizer: the optax transformation.
+        image_shape: `(*S, C)` of a training image.
+
+    Returns:
+        A state at step 0, float32, in the parameters' natural shape.
+
+    Raises:
+        SegzooError: when the weights to start from do not fit.
+    """
+
+    @jax.jit  # the forward pass is dead code in here: only the initialisers are compiled
+    def init(key: jax.Array) -> Any:
+        return model.init({"params": key}, jnp.zeros((1, *image_shape)))
+
+    variables = init(jax.random.key(experiment.seed))
+    params = variables["params"]
+    if experiment.init_from is not None:
+        params = assembly.initial_params(experiment, params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        # A copy: the donated state must not hold the same buffer twice.
+        ema=jax.tree.map(jnp.copy, params) if experiment.ema else None,
+    )
+
+
+# --- step ----------------------------------------------------------------------------------------
+
+
+def make_train_step(
+    experiment: Experiment,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    task: tasks.Task,
+    spec: DatasetSpec,
+    class_weights: jax.Array | None,
+    axis_name: str | None,
+) -> Step:
+    """Returns the body of a train step, to be compiled by `parallel.data_parallel`.
+
+    Args:
+        experiment: loss, augmentation, accumulation and averaging are read from it.
+        model: built with the same `axis_name`.
+        optimizer: the optax transformation `create_state` was given.
+        task: what the logits mean.
+        spec: mean and std of the images.
+        class_weights: float32 `[K]`, or None.
+        axis_name: the axis of the devices, or None for a single one.
+
+    Returns:
+        `(state, batch) -> (state, {"loss", "grad_norm"})`. The gradient is that of the mean over
+        all valid pixels of the global batch: sums and counts add up over devices, divided once.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.key(experiment.seed))
+    fill = jnp.asarray(spec.mean, jnp.float32)
+    collections_ = ["batch_stats"] + (["aux_logits"] if experiment.loss.auxiliary else [])
+
+    def prepare(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def one(index: jax.Array, example: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            example = {**example, "image": example["image"].astype(jnp.float32)}
+            key = jax.random.fold_in(augment_key, index)
+            return augment.apply(experiment.augment, key, example, fill=fill)
+
+        example = {name: batch[name] for name in ("image", "label", "weight") if name in batch}
+        example = jax.vmap(one)(batch["index"], example)
+        return {**example, "image": assembly.normalise(example["image"], spec)}
+
+    def gradients(params: Any, batch_stats: Any, example: Any, key: jax.Array) -> Any:
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                example["image"],
+                train=True,
+                mutable=collections_,
+                rngs={"dropout": key},
+            )
+            total, count = task.loss(logits, example, experiment.loss, class_weights)
+            for auxiliary in jax.tree.leaves(updates.get("aux_logits", {})):
+                extra, _ = task.loss(auxiliary, example, experiment.loss, class_weights)
+                total += experiment.loss.auxiliary * extra
+            return total, (count, updates.get("batch_stats", {}))
+
+        (total, (count, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return (grads, total, count), batch_stats
+
+    def accumulate(params: Any, batch_stats: Any, example: Any, key: jax.Array) -> Any:
+        parts = experiment.accumulate
+        if parts == 1:
+            return gradients(params, batch_stats, example, key)
+        example = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), example)
+
+        def add(carry: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            sums, batch_stats = carry
+            more, batch_stats = gradients(
+                params, batch_stats, part[1], jax.random.fold_in(key, part[0])
+            )
+            return (jax.tree.map(jnp.add, sums, more), batch_stats), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+        carry, _ = jax.lax.scan(add, (zeros, batch_stats), (jnp.arange(parts), example))
+        return carry
+
+    def step(
+        state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        example = prepare(batch)
+        key = jax.random.fold_in(dropout_key, state.step)
+        sums, batch_stats = accumulate(state.params, state.batch_stats, example, key)
+        grads, total, count = parallel.psum(sums, axis_name)
+        count = jnp.maximum(count, 1.0)  # an all-void batch changes nothing
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1.0 - experiment.ema)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return new, {"loss": total / count, "grad_norm": optax.global_norm(grads)}
+
+    return step
+
+
+# --- watch ---------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Keeps an eye on the steps: speed, rows of the log, and losses that are not finite.
+
+    Steps are dispatched ahead of the devices; their metrics are fetched together, now and then.
+    """
+
+    _AHEAD = 2  # steps in flight: enough to hide the host, little enough memory
+
+    def __init__(self, experiment: Experiment, folder: Path, log: RunLog):
+        self._experiment = experiment
+        self._folder = folder
+        self._log = log
+        self._schedule = experiment.optimizer.learning_rate_at(experiment.steps)
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        rows = log.of_split("train")
+        self._seconds = rows[-1]["seconds"] if rows else 0.0
+        self._ahead = 0 if parallel.must_block_every_step() else self._AHEAD
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last row out of the training time."""
+        self._since = time.perf_counter()
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Notes a step that was dispatched."""
+        self._pending.append((step, metrics))
+        if len(self._pending) > self._ahead:
+            jax.block_until_ready(self._pending[-1 - self._ahead][1])
+
+    def flush(self, saved: int | None) -> None:
+        """Writes a row over the steps since the last one.
+
+        Args:
+            saved: the newest checkpoint, for the error.
+
+        Raises:
+            SegzooError: at the first loss or gradient that is not finite.
+        """
+        if not self._pending:
+            return
+        steps = [step for step, _ in self._pending]
+        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        self._pending = []
+        for step, metrics in zip(steps, fetched, strict=True):
+            for what, name in (("loss", "loss"), ("gradient", "grad_norm")):
+                if not np.isfinite(metrics[name]):
+                    good = (
+                        "there is no checkpoint yet"
+                        if saved is None
+                        else (f"the last good checkpoint is step {saved}")
+                    )
+                    raise SegzooError(
+                        f"{what} is not finite at step {step} in {self._folder}; {good}."
+                    )
+        seconds = time.perf_counter() - self._since
+        self._seconds += seconds
+        self.restart_clock()
+        rate = len(steps) * self._experiment.batch_size / seconds
+        loss = float(np.mean([metrics["loss"] for metrics in fetched], dtype=np.float64))
+        row = {
+            "loss": loss,
+            "grad_norm": float(fetched[-1]["grad_norm"]),
+            "learning_rate": float(self._schedule(steps[-1] - 1)),
+            "images_per_second": round(rate, 2),
+            "seconds": round(self._seconds, 3),
+        }
+        self._log.write("train", steps[-1], row)
+        self._log.show(steps[-1], f"loss {loss:.4f}  {rate:.1f} img/s")
+
+
+def monitored(experiment: Experiment, scores: dict[str, Any]) -> float:
+    """Returns the score that picks the best checkpoint; one that is undefined counts as worst.
+
+    Raises:
+        SegzooError: when `monitor` is no score of this task.
+    """
+    numbers = [k for k, v in scores.items() if v is None or isinstance(v, int | float)]
+    check_name("monitor", experiment.monitor, numbers)
+    value = scores[experiment.monitor]
+    if value is None:
+        return -math.inf if experiment.mode == "max" else math.inf
+    return float(value)
+
+
+def patience_is_over(experiment: Experiment, log: RunLog) -> bool:
+    """Whether the monitored score has not improved for `patience` evaluations."""
+    if experiment.patience is None:
+        return False
+    sign = 1.0 if experiment.mode == "max" else -1.0
+    values = [sign * monitored(experiment, row) for row in log.of_split("val")]
+    if not values:
+        return False
+    return len(values) - 1 - values.index(max(values)) >= experiment.patience
+
+
+# --- loop ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: the last optimizer step.
+        stopped_by: the signal that asked for the end, or None when the run is complete.
+    """
+
+    step: int
+    stopped_by: str | None
+
+
+def train(
+    experiment: Experiment,
+    run_folder: Path | str,
+    *,
+    dataset: Dataset | None = None,
+    backend: parallel.Backend = "pmap",
+) -> Outcome:
+    """Trains, or goes on training, in `run_folder`.
+
+    Args:
+        experiment: what to train.
+        run_folder: made if missing. A run found there is resumed, bit for bit as if never stopped.
+        dataset: in place of the experiment's own.
+        backend: how the step is compiled (see `parallel.data_parallel`).
+
+    Returns:
+        The last step, and whether a signal ended the run early.
+
+    Raises:
+        SegzooError: when the folder holds another run, the data or the model do not fit, or the
+            loss is no longer finite.
+    """
+    folder = Path(run_folder)
+    dataset = dataset or assembly.open_dataset(experiment)
+    spec = dataset.spec
+    local_batch = parallel.local_batch_size(experiment.batch_size) // jax.local_device_count()
+    if local_batch % experiment.accumulate:
+        raise SegzooError(
+            f"accumulate is {experiment.accumulate}; expected a divisor of the {local_batch} "
+            "examples each device gets."
+        )
+    axis_name = None if backend == "jit" else parallel.AXIS
+    model = assembly.build_model(experiment, spec, axis_name)
+    optimizer = experiment.optimizer.build(experiment.steps)
+    task = tasks.for_dataset(spec.task, spec.num_classes)
+    weights = assembly.class_weights(experiment, dataset)
+
+    begin_folder(experiment, folder, spec)
+    source = dataset.source(experiment.train_split)
+    shape = assembly.training_shape(experiment, source)
+    state = parallel.replicate(create_state(experiment, model, optimizer, shape))
+    checkpoints = Checkpoints(folder, mode=experiment.mode)
+    state = checkpoints.restore_latest(state) or state
+    begin = int(state.step)
+
+    arguments = (model, optimizer, task, spec, weights, axis_name)
+    train_step = parallel.data_parallel(
+        make_train_step(experiment, *arguments), backend=backend, donate_state=True
+    )
+    eval_step = parallel.data_parallel(
+        evaluate.make_eval_step(model, task, experiment, spec, weights, axis_name), backend=backend
+    )
+    batches = train_batches(
+        source,
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        start=begin,
+        transform=assembly.host_transform(experiment, source),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=experiment.loader_threads,
+        workers=experiment.loader_workers,
+    )
+    log = RunLog(folder, step=begin, total=experiment.steps, title=experiment.label)
+    watch = Watch(experiment, folder, log)
+    try:
+        with StopRequest() as stop:
+            for step in range(begin + 1, experiment.steps + 1):
+                if patience_is_over(experiment, log):
+                    break
+                state, metrics = train_step(state, parallel.shard_batch(next(batches)))
+                watch.add(step, metrics)
+                last = step == experiment.steps
+                if last or step % experiment.log_every == 0:
+                    watch.flush(checkpoints.latest_step)
+                    stopping = parallel.any_process(stop.signal_name is not None)
+                else:
+                    stopping = stop.signal_name is not None and jax.process_count() == 1
+                if last or step % experiment.eval_every == 0:
+                    watch.flush(checkpoints.latest_step)
+                    scores = validate(experiment, eval_step, state, dataset, task)
+                    log.write("val", step, scores)
+                    watch.restart_clock()
+                    checkpoints.save(step, state, monitored(experiment, scores))
+                elif stopping or step % experiment.checkpoint_every == 0:
+                    watch.flush(checkpoints.latest_step)
+                    checkpoints.save(step, state)
+                if stopping and not last:
+                    return Outcome(step, stop.signal_name or "a signal to another process")
+    finally:
+        batches.close()
+        log.close()
+        checkpoints.close()
+    return Outcome(int(state.step), None)
+
+
+def begin_folder(experiment: Experiment, folder: Path, spec: DatasetSpec) -> None:
+    """Writes what the run is, or checks that the run found there is the same.
+
+    Raises:
+        SegzooError: when the folder holds another run, or files of something else.
+    """
+    config = folder / "config.json"
+    if config.exists():
+        experiments.check_same(experiment, config)
+        return
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise SegzooError(f"{folder} holds files but no config.json; give an empty --run-dir.")
+    if parallel.is_main_process():
+        assembly.model_info(experiment, spec).write(folder)
+        experiments.save(experiment, config)
+
+
+def validate(
+    experiment: Experiment, step: Any, state: TrainState, dataset: Dataset, task: tasks.Task
+) -> dict[str, Any]:
+    """Returns the loss and the scores of the validation split."""
+    tally, loss = evaluate.evaluate_split(
+        step, state.variables, assembly.split_batches(experiment, dataset, experiment.val_split)
+    )
+    scores = task.scores(tally, dataset.spec.class_names)
+    del scores["definition"]
+    return {"loss": loss, **scores}
