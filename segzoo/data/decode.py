@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from segzoo.errors import SegzooError
 
@@ -41,13 +41,15 @@ def _unreadable(data: bytes, name: str, error: Exception) -> SegzooError:
     return SegzooError(f"{name}: the image is damaged or cut off ({error}).")
 
 
-def image_shape(data: bytes, name: str = "image") -> tuple[int, int]:
-    """Returns `(H, W)` from the header alone, in the orientation of the stored pixels.
+def image_shape(data: bytes, name: str = "image", *, upright: bool = False) -> tuple[int, int]:
+    """Returns `(H, W)` from the header alone, as `decode_image` would return the pixels.
 
     Raises:
         SegzooError: when the bytes are no image.
     """
     with _open(data, name) as image:
+        if upright and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+            return image.width, image.height
         return image.height, image.width
 
 
@@ -107,6 +109,26 @@ def is_plain_jpeg(data: bytes, name: str = "image") -> bool:
     """
     with _open(data, name) as image:
         return image.format == "JPEG" and image.mode == "RGB"
+
+
+def is_jpeg(data: bytes, name: str = "image") -> bool:
+    """Returns whether the bytes are a JPEG.
+
+    Raises:
+        SegzooError: when the bytes are no image.
+    """
+    with _open(data, name) as image:
+        return image.format in ("JPEG", "MPO")
+
+
+def has_colors(data: bytes, name: str = "image") -> bool:
+    """Returns whether pixels are stored as colours (not grey levels or palette indices).
+
+    Raises:
+        SegzooError: when the bytes are no image.
+    """
+    with _open(data, name) as image:
+        return image.mode in ("RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def decode_ids(data: bytes, name: str = "mask", *, upright: bool = False) -> np.ndarray:

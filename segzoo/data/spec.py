@@ -224,6 +224,7 @@ def register_dataset(name: str) -> Callable[[F], F]:
 _MODULES: Sequence[str] = (
     "camvid",
     "dsb2018_nuclei",
+    "folder",
     "isbi2012_em",
     "mnist",
     "oxford_iiit_pet",

@@ -15,27 +15,27 @@ from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
 
 
-def remember(source: Source, name: str, measure: Callable[[], Any]) -> Any:
-    """Returns `measure()`, kept as JSON in the source's `facts` folder if it has one.
+def remembered(path: Path, measure: Callable[[], Any]) -> Any:
+    """Returns `measure()`, which is kept at `path` as JSON and not measured again.
 
     Args:
-        source: what is measured.
-        name: of the fact, with the parameters that it depends on.
+        path: its name stands for everything that the fact depends on.
         measure: returns something JSON can hold.
     """
-    folder: Path | None = getattr(source, "facts", None)
-    path = folder / f"{name}.json" if folder is not None else None
-    if path is not None:
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError):
-            pass  # not measured yet, or damaged
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        pass  # not measured yet, or damaged
     fact = measure()
-    if path is not None:
-        # In a read-only place it is measured again next time.
-        with contextlib.suppress(SegzooError):
-            write_atomically(path, json.dumps(fact).encode())
+    # In a read-only place it is measured again next time.
+    with contextlib.suppress(SegzooError):
+        write_atomically(path, json.dumps(fact).encode())
     return fact
+
+
+def _remembered_of(source: Source, name: str, measure: Callable[[], Any]) -> Any:
+    folder: Path | None = getattr(source, "facts", None)
+    return measure() if folder is None else remembered(folder / f"{name}.json", measure)
 
 
 def examples(source: Source, at_once: int = 64) -> Iterator[Example]:
@@ -82,7 +82,7 @@ def class_pixels(source: Source, num_classes: int) -> dict[str, np.ndarray]:
             "pixels_of_images": of_images.tolist(),
         }
 
-    counts = remember(source, f"class_pixels-{num_classes}", measure)
+    counts = _remembered_of(source, f"class_pixels-{num_classes}", measure)
     return {key: np.asarray(values, np.int64) for key, values in counts.items()}
 
 
@@ -109,6 +109,18 @@ def median_frequency(source: Source, num_classes: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
+def image_shapes(source: Source) -> set[tuple[int, ...]] | None:
+    """Returns the distinct shapes `[*S, C]` of the images, None if the source cannot tell."""
+    shape = getattr(source, "image_shape", None)
+    if shape is None:
+        return None
+
+    def measure() -> list[tuple[int, ...]]:
+        return sorted({shape(index) for index in range(len(source))})
+
+    return {tuple(found) for found in _remembered_of(source, "image_shapes", measure)}
+
+
 def mean_std(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns the mean and standard deviation of each channel over all pixels, in 0..255 units."""
 
@@ -124,5 +136,5 @@ def mean_std(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return [mean.tolist(), std.tolist()]
 
-    mean, std = remember(source, "mean_std", measure)
+    mean, std = _remembered_of(source, "mean_std", measure)
     return tuple(mean), tuple(std)

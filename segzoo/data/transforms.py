@@ -35,6 +35,7 @@ class Chain:
     transforms: tuple[Callable[[Example], Example], ...]
 
     def __call__(self, example: Example) -> Example:
+        """Returns the example after every transform."""
         for transform in self.transforms:
             example = transform(example)
         return example
@@ -227,9 +228,9 @@ class BorderWeight:
         content = hashlib.sha256(
             repr((1, self.w0, self.sigma, self.cell, self.balance, label.shape)).encode()
         )
-        content.update(np.ascontiguousarray(label))
+        content.update(label.tobytes())
         if instances is not None:
-            content.update(np.ascontiguousarray(instances))
+            content.update(instances.tobytes())
         path = Path(self.cache_dir) / f"{content.hexdigest()[:32]}.npy"
         try:
             return np.load(path, allow_pickle=False)

@@ -1,0 +1,221 @@
+"""Reading the files of an own-data folder: class list, images and masks, one fault per sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from segzoo.data import decode
+from segzoo.data.originals import Pair, check_ids, check_same_size, read_bytes
+from segzoo.data.spec import VOID, Color
+from segzoo.errors import SegzooError
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What `classes.txt` says.
+
+    Attributes:
+        names: of class 0, 1, ...; empty when there is no such file.
+        colors: the class id (or 255, void) that each colour stands for; empty without colours.
+        palette: one colour per class; empty without colours.
+    """
+
+    names: tuple[str, ...] = ()
+    colors: Mapping[Color, int] = dataclasses.field(default_factory=dict)
+    palette: tuple[Color, ...] = ()
+
+
+def read_classes(path: Path, faults: list[str]) -> Classes:
+    """Reads `classes.txt`, where every line is `name` or `name r g b`; blank lines are skipped.
+
+    Args:
+        path: need not exist.
+        faults: receives what is wrong, a sentence each.
+    """
+    if not path.exists():
+        return Classes()
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        faults.append("classes.txt: not a text file in UTF-8.")
+        return Classes()
+    names: list[str] = []
+    colors: dict[Color, int] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        color: Color | None = None
+        if len(words) > 3 and all(word.isdecimal() for word in words[-3:]):
+            red, green, blue = map(int, words[-3:])
+            color, words = (red, green, blue), words[:-3]
+            if max(color) > 255:
+                faults.append(f"classes.txt: line {number}: {color} is no colour of 0..255.")
+            elif color in colors:
+                faults.append(f"classes.txt: line {number}: the colour {color} is taken already.")
+        name = " ".join(words)
+        if name in names:
+            faults.append(f"classes.txt: line {number}: {name!r} is listed twice.")
+        is_void = name.lower() == "void"
+        if is_void and color is None:
+            faults.append(
+                f"classes.txt: line {number}: void is no class; it is 255 in every mask, and is "
+                "named here only to give it a colour."
+            )
+        if color is not None:
+            colors[color] = VOID if is_void else len(names)
+        if not is_void:
+            names.append(name)
+    palette = tuple(color for color, class_id in colors.items() if class_id != VOID)
+    if not 1 <= len(names) <= VOID:
+        faults.append(f"classes.txt: {len(names)} classes; expected 1 to {VOID}.")
+    if colors and len(palette) != len(names):
+        faults.append(f"classes.txt: {len(palette)} colours for {len(names)} classes.")
+    return Classes(tuple(names), colors, palette)
+
+
+def read_mask(path: Path, classes: Classes) -> np.ndarray:
+    """Reads a mask's class ids.
+
+    Args:
+        path: of the mask.
+        classes: with names, ids are checked against their number; with colours, a mask may be
+            painted in them.
+
+    Returns:
+        uint8 `[H, W]`.
+
+    Raises:
+        SegzooError: when the file is damaged or holds what is no class.
+    """
+    data, name = read_bytes(path), str(path)
+    if decode.is_jpeg(data, name):
+        raise SegzooError(f"{name}: a JPEG, whose compression alters class ids; save it as PNG.")
+    if classes.colors and decode.has_colors(data, name):
+        image = decode.decode_image(data, 3, name, upright=True)
+        return _ids_of_colors(image, classes.colors, name)
+    ids = decode.decode_ids(data, name, upright=True)
+    return check_ids(ids, len(classes.names) or VOID, name)
+
+
+def _ids_of_colors(image: np.ndarray, colors: Mapping[Color, int], name: str) -> np.ndarray:
+    codes = image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    known = np.array([red << 16 | green << 8 | blue for red, green, blue in colors], np.int32)
+    order = np.argsort(known)
+    place = np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)
+    strange = codes != known[order][place]
+    if strange.any():
+        color = tuple(image[strange][0].tolist())
+        raise SegzooError(
+            f"{name}: {int(strange.sum())} pixels have colours that classes.txt does not list, "
+            f"e.g. {color}."
+        )
+    ids = np.array(list(colors.values()), np.uint8)
+    return ids[order][place]
+
+
+@dataclasses.dataclass
+class Reading:
+    """Sums over all files of a folder.
+
+    Attributes:
+        ids: per split, how many pixels have which id.
+        sizes: the distinct image sizes, `(H, W)`.
+        levels: how often each value occurs in each channel of the training images, int64 [C, 256].
+    """
+
+    ids: dict[str, Counter[int]]
+    sizes: set[tuple[int, int]]
+    levels: np.ndarray
+
+    def mean_std(self) -> tuple[list[float], list[float]]:
+        """Returns each channel's mean and standard deviation over the training images, 0..255."""
+        values = np.arange(256)
+        count = self.levels.sum(1)
+        mean = (self.levels * values).sum(1) / count
+        variance = (self.levels * (values - mean[:, None]) ** 2).sum(1) / count
+        # A channel of one value has nothing to be scaled by.
+        std = np.where(variance > 0, np.sqrt(variance), 1.0)
+        return mean.tolist(), std.tolist()
+
+
+@dataclasses.dataclass
+class _Read:
+    """What one pair of files holds, or what is wrong with it."""
+
+    faults: list[str]
+    channels: int = 0
+    size: tuple[int, int] | None = None
+    levels: np.ndarray | None = None
+    ids: Counter[int] = dataclasses.field(default_factory=Counter)
+
+
+def read_all(
+    root: Path, pairs: Mapping[str, Sequence[Pair]], classes: Classes, faults: list[str]
+) -> Reading:
+    """Reads every file of a folder.
+
+    Args:
+        root: file names in messages are relative to it.
+        pairs: per split.
+        classes: how masks are read.
+        faults: receives what is wrong, a sentence each.
+    """
+    everything = [(split, pair) for split, found in pairs.items() for pair in found]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reads = list(pool.map(lambda entry: _read(entry[1], classes), everything))
+
+    reading = Reading({split: Counter() for split in pairs}, set(), np.zeros((3, 256), np.int64))
+    first: dict[int, Path] = {}
+    kinds: Counter[int] = Counter()
+    for (split, pair), found in zip(everything, reads, strict=True):
+        faults += [fault.replace(f"{root}{os.sep}", "") for fault in found.faults]
+        reading.ids[split].update(found.ids)
+        if found.size is not None and found.levels is not None:
+            first.setdefault(found.channels, pair.image.relative_to(root))
+            kinds[found.channels] += 1
+            reading.sizes.add(found.size)
+            if split == "train":
+                reading.levels[: found.channels] += found.levels
+    if len(kinds) > 1:
+        faults.append(
+            f"{kinds[1]} images are grey (e.g. {first[1]}) and {kinds[3]} have colour (e.g. "
+            f"{first[3]}); save all of them alike."
+        )
+    if kinds:
+        reading.levels = reading.levels[: max(kinds)]
+    return reading
+
+
+def _read(pair: Pair, classes: Classes) -> _Read:
+    found = _Read([])
+    image = mask = None
+    try:
+        data, name = read_bytes(pair.image), str(pair.image)
+        found.channels = decode.image_channels(data, name)
+        image = decode.decode_image(data, found.channels, name, upright=True)
+        found.size = (image.shape[0], image.shape[1])
+        found.levels = np.stack(
+            [np.bincount(image[..., c].ravel(), minlength=256) for c in range(image.shape[-1])]
+        )
+    except SegzooError as error:
+        found.faults.append(str(error))
+    try:
+        mask = read_mask(pair.mask, classes)
+        counts = np.bincount(mask.ravel(), minlength=VOID + 1)
+        found.ids = Counter({i: int(counts[i]) for i in np.flatnonzero(counts).tolist()})
+    except SegzooError as error:
+        found.faults.append(str(error))
+    if image is not None and mask is not None:
+        try:
+            check_same_size(image, mask, str(pair.mask))
+        except SegzooError as error:
+            found.faults.append(str(error))
+    return found
