@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"segzoo: {' '.join(message.split())}\n")
+    sys.stderr.write(f"segzoo: {message}\n")
     return 2
 
 
@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("check-data", _check_data, "Check a folder of images and masks.")
     add.add_argument("folder", metavar="DIR", help="the folder; see docs/own-data.md")
+    add.add_argument("--data-dir", help="where the result is kept")
 
     command("doctor", _doctor, "Check the installation, devices and folders.")
     return parser
@@ -308,7 +309,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _check_data(arguments: argparse.Namespace) -> int:
     from segzoo.data.folder import check_folder
 
-    result = check_folder(Path(arguments.folder))
+    result = check_folder(arguments.folder, arguments.data_dir)
     _console().print(str(result), markup=False, soft_wrap=True)
     return 0
 

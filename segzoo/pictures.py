@@ -103,24 +103,6 @@ def as_picture(
     return np.ascontiguousarray(array)
 
 
-def resize_picture(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Resizes uint8 `[*S, C]` to `size`, bilinear, averaging where it shrinks."""
-    channels = [resize_map(picture[..., c], size) for c in range(picture.shape[-1])]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def resize_map(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Resizes one channel `[*S]` to `size`, float32, bilinear (volumes: trilinear)."""
-    values = np.asarray(values, np.float32)
-    if values.ndim == 2:
-        image = Image.fromarray(values)
-        return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    # Planes first, then along the depth, which becomes the rows of one wide picture.
-    planes = np.stack([resize_map(plane, size[1:]) for plane in values])
-    wide = planes.reshape(len(planes), -1)
-    return resize_map(wide, (size[0], wide.shape[1])).reshape(size)
-
-
 def _pixels(image: Image.Image, where: str) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
         raise SegzooError(

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from segzoo.data.transforms import resize
 from segzoo.errors import SegzooError, check_positive_int
-from segzoo.pictures import as_picture, read_picture, resize_map, resize_picture
+from segzoo.pictures import as_picture, read_picture
 from segzoo.tiles import Size, Tiling, bucket, input_window, is_valid, mirror
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ def trained_size(size: Size, info: ModelInfo) -> Size:
         return size
     if info.image_fit == "resize":
         return info.image_size
-    scale = min(t / s for t, s in zip(info.image_size, size, strict=True))
-    return tuple(max(1, round(length * scale)) for length in size)
+    axes = list(zip(info.image_size, size, strict=True))
+    scale = min(trained / length for trained, length in axes)
+    return tuple(min(trained, max(1, round(length * scale))) for trained, length in axes)
 
 
 class Predictor:
@@ -157,7 +159,7 @@ class Predictor:
         working = trained_size(size, self.info)
         if working == size:
             return self._run(picture, "probabilities" if probabilities else "ids")
-        return _enlarged(self._run(resize_picture(picture, working), "logits"), size, probabilities)
+        return _enlarged(self._run(resize(picture, working), "logits"), size, probabilities)
 
     def _run(
         self, picture: np.ndarray, want: Literal["ids", "probabilities", "logits"]
@@ -231,14 +233,14 @@ class Predictor:
 def _enlarged(logits: np.ndarray, size: Size, probabilities: bool) -> np.ndarray:
     """Brings logits `[*s, K]` to `*S` class by class, and reads ids or probabilities off them."""
     if probabilities or logits.shape[-1] == 1:
-        maps = [resize_map(logits[..., k], size) for k in range(logits.shape[-1])]
+        maps = [resize(logits[..., k], size) for k in range(logits.shape[-1])]
         finish = _probabilities if probabilities else _ids
         return np.asarray(finish(np.stack(maps, axis=-1)))
     # A running maximum: all classes of a large picture at once would not fit in memory.
     ids = np.zeros(size, np.uint8)
-    best = resize_map(logits[..., 0], size)
+    best = resize(logits[..., 0], size)
     for k in range(1, logits.shape[-1]):
-        score = resize_map(logits[..., k], size)
+        score = resize(logits[..., k], size)
         better = score > best
         ids[better] = k
         best[better] = score[better]

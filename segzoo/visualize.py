@@ -161,7 +161,7 @@ def curves(metrics: Path | str) -> Image.Image:
     if steps:
         losses.plot(steps, values, color="#e8590c", marker="o", markersize=3, label="val")
     losses.set(title="loss", xlabel="step")
-    drawn = []
+    drawn: list[str] = []
     for name, color in (
         ("miou", "#e8590c"),
         ("pixel_accuracy", "#2b8a3e"),

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from segzoo import Predictor, SegzooError, tiles, weights
+from segzoo.data.transforms import Fit, resize
 from segzoo.metrics import predict_classes
-from segzoo.pictures import as_picture, read_picture, resize_map, resize_picture
+from segzoo.pictures import as_picture, read_picture
 from segzoo.predict import full_size_logits, trained_size
 from segzoo.weights import ModelInfo
 
@@ -231,8 +232,8 @@ def test_pictures_are_predicted_at_the_scale_of_training():
     model, variables = make(info)
     predictor = Predictor(model, variables, info)
     image = picture(75, 61, 3)
-    logits = direct(model, variables, info, resize_picture(image, (32, 48)))
-    expected = np.stack([resize_map(logits[..., k], (75, 61)) for k in range(3)], axis=-1)
+    logits = direct(model, variables, info, resize(image, (32, 48)))
+    expected = np.stack([resize(logits[..., k], (75, 61)) for k in range(3)], axis=-1)
     np.testing.assert_array_equal(predictor(image), expected.argmax(-1))
     found = predictor(image, probabilities=True)
     np.testing.assert_allclose(found, jax.nn.softmax(expected), atol=1e-5)
@@ -248,12 +249,18 @@ def test_scale_of_training():
     assert trained_size(size, make_info(image_size=(50, 50), image_fit="pad")) == (25, 50)
 
 
-def test_resizing_keeps_constants_and_volumes_work():
-    np.testing.assert_allclose(resize_map(np.full((5, 7), 3.5), (11, 4)), 3.5)
-    np.testing.assert_allclose(resize_map(np.full((3, 5, 7), 3.5), (6, 11, 4)), 3.5)
-    ramp = np.broadcast_to(np.arange(4.0)[:, None, None], (4, 3, 3))
-    found = resize_map(ramp, (8, 3, 3))
-    np.testing.assert_allclose(found[1:-1, 0, 0], np.linspace(0.25, 2.75, 6), atol=1e-5)
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+def test_the_scale_is_that_of_the_training_transform(fit):
+    image = picture(53, 81, 3)
+    fitted = Fit((32, 32), fit)({"image": image})["image"]
+    working = trained_size((53, 81), make_info(image_size=(32, 32), image_fit=fit))
+    np.testing.assert_array_equal(fitted[: working[0], : working[1]], resize(image, working))
+
+
+def test_volumes_are_predicted_at_the_scale_of_training():
+    info = make_info(channels=1, spatial_dims=3, depth=1, image_size=(8, 8, 8), image_fit="resize")
+    model, variables = make(info)
+    assert Predictor(model, variables, info)(picture(5, 12, 20)).shape == (5, 12, 20)
 
 
 # --- pictures ------------------------------------------------------------------------------------
