@@ -3,9 +3,9 @@
     python -m experiments.camvid_fcn8s --manual-dir PATH/TO/camvid                  # 360x480, a GPU
     python -m experiments.camvid_fcn8s --manual-dir PATH/TO/camvid --preset small   # CPU
 
-Long et al. (arXiv:1411.4038) train the finer nets in stages: FCN-16s starts from FCN-32s, FCN-8s from
-FCN-16s, the new score layers from zero, at a learning rate 100 times lower. So do these rows when
-they run together, in order. FCN-8s on CamVid is published with mIoU 57.0, pixel accuracy 88.0
+Long et al. (arXiv:1411.4038) train the finer nets in stages: FCN-16s starts from FCN-32s and FCN-8s
+from FCN-16s, the new score layers from zero, at a lower learning rate. So do these rows when they
+run together, in order. FCN-8s on CamVid is published with mIoU 57.0, pixel accuracy 88.0
 (arXiv:1611.09326, Table 3), from a VGG-16 pretrained on ImageNet, which these rows do without: they
 use Adam and He initialisation instead. Ours, and how long it took: docs/results.md.
 """

@@ -1,14 +1,14 @@
 """U-Net on the ISBI 2012 membranes, with the border-weighted loss and elastic deformation.
 
-    python -m experiments.isbi_unet --manual-dir PATH/TO/isbi2012_em                  # the paper's net
+    python -m experiments.isbi_unet --manual-dir PATH/TO/isbi2012_em                  # as published
     python -m experiments.isbi_unet --manual-dir PATH/TO/isbi2012_em --preset small   # CPU
 
 Ronneberger et al. (arXiv:1505.04597): valid convolutions, tiles of 572 -> 388 pixels from the
 mirrored picture, one tile a step with momentum 0.99, the weight map of eq. 2 and random elastic
 deformations. Published on the hidden test set, mean over seven rotated inputs: warping error
-0.000353, Rand error 0.0382, pixel error 0.0611. The labels of that test set are not public, so these
-rows report pixel scores on the last six of the thirty labelled sections, train on the first twenty
-and pick the checkpoint on the four between: they cannot be compared with the paper line by line.
+0.000353, Rand error 0.0382, pixel error 0.0611. The labels of that test set are not public, so
+these rows report pixel scores on the last six of the thirty labelled sections, train on the first
+twenty and pick the checkpoint on the four between: they cannot be compared line by line.
 Calling everything "cell" has pixel accuracy 78.0. Ours, and how long it took: docs/results.md.
 """
 

@@ -57,6 +57,7 @@ def model_info(experiment: Experiment, spec: DatasetSpec) -> ModelInfo:
         task=spec.task,
         in_channels=spec.channels,
         image_size=experiment.image_size,
+        image_fit=experiment.image_fit,
         dataset=spec.name,
         segzoo_version=segzoo.__version__,
     )
@@ -115,6 +116,7 @@ class Chain:
     steps: tuple[Fit | BorderWeight, ...]
 
     def __call__(self, example: Example) -> Example:
+        """Returns the example after every step."""
         for step in self.steps:
             example = step(example)
         return example

@@ -68,7 +68,7 @@ def evaluate_split(
     total = count = 0.0
     with batches:
         for batch in batches:
-            inputs = {name: batch[name] for name in ("image", "label", "weight") if name in batch}
+            inputs = {name: batch[name] for name in tasks.ARRAYS if name in batch}
             sums = jax.device_get(step(variables, parallel.shard_batch(inputs)))
             tally = sums["tally"].astype(np.int64) + (0 if tally is None else tally)
             total += float(sums["loss_sum"])

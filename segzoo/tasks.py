@@ -19,12 +19,17 @@ from segzoo.layers import center_crop
 from segzoo.losses import Loss
 
 Example = dict[str, Any]
+ARRAYS: tuple[str, ...] = ("image", "label", "weight")
+"""What of an example goes to the device."""
 
 
 class Task(Protocol):
     """The three things training and evaluation ask of a task."""
 
-    definition: str
+    @property
+    def definition(self) -> str:
+        """What the scores mean, to be printed with them."""
+        ...
 
     def loss(
         self, logits: jax.Array, example: Example, loss: Loss, class_weights: jax.Array | None

@@ -139,7 +139,7 @@ def make_train_step(
             key = jax.random.fold_in(augment_key, index)
             return augment.apply(experiment.augment, key, example, fill=fill)
 
-        example = {name: batch[name] for name in ("image", "label", "weight") if name in batch}
+        example = {name: batch[name] for name in tasks.ARRAYS if name in batch}
         example = jax.vmap(one)(batch["index"], example)
         return {**example, "image": assembly.normalise(example["image"], spec)}
 

@@ -1,4 +1,4 @@
-"""Data made up on the spot, in the likeness of a dataset: to try code without the dataset's files."""
+"""Data made up on the spot, in the likeness of a dataset: to try code without its files."""
 
 from __future__ import annotations
 
