@@ -9,3 +9,70 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     ).strip()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def filled():
+    """`filled(model, image_shape)`: variables without the cost of `init`, every entry random."""
+
+    def fill(model, image_shape, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image_shape))
+
+        def draw(path, leaf):
+            name = path[-1].key
+            noise = rng.normal(size=leaf.shape)
+            value = {
+                "kernel": lambda: noise * np.sqrt(2 / np.prod(leaf.shape[:-1])),
+                "scale": lambda: 1 + 0.1 * noise,
+                "var": lambda: 1 + np.abs(noise),
+            }.get(name, lambda: 0.1 * noise)()
+            return jnp.asarray(value, leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(draw, shapes)
+
+    return fill
+
+
+@pytest.fixture
+def count_parameters():
+    """`count_parameters(model, image_shape)`, by shapes alone."""
+
+    def count(model, image_shape):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image_shape))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+    return count
+
+
+@pytest.fixture
+def assert_same_function():
+    """`assert_same_function(f, g, *args)`: equal values and equal gradients for every argument."""
+
+    def check(f, g, *args, atol=1e-5):
+        shape = jax.eval_shape(g, *args)
+        noise = np.random.default_rng(1).normal(size=shape.shape)
+        cotangent = jnp.asarray(noise, shape.dtype)
+
+        def value_and_gradients(function):
+            @jax.jit
+            def run(cotangent, *args):
+                value, pull = jax.vjp(function, *args)
+                return value, pull(cotangent)
+
+            return run(cotangent, *args)
+
+        expected, references = value_and_gradients(g)
+        got, gradients = value_and_gradients(f)
+        np.testing.assert_allclose(got, expected, atol=atol)
+        for gradient, reference in zip(gradients, references, strict=True):
+            assert np.any(reference != 0)
+            size = np.abs(reference).max()
+            np.testing.assert_allclose(gradient / size, reference / size, atol=atol)
+
+    return check

@@ -1,0 +1,121 @@
+"""Pad, crop, resize, pool against their textbook forms."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segzoo.ops.spatial import center_crop, crop_to, max_pool, pad_to_multiple, resize
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 17), (16, 8), (15, 33), (1, 2, 9)])
+def test_padding_reaches_the_next_multiple_and_cropping_undoes_it(size):
+    x = random(2, *size, 3)
+    padded = pad_to_multiple(x, 8)
+    assert padded.shape == (2, *(-(-n // 8) * 8 for n in size), 3)
+    np.testing.assert_array_equal(crop_to(padded, size), x)
+    mirrored = np.pad(x, [(0, 0), *((0, -n % 8) for n in size), (0, 0)], mode="symmetric")
+    np.testing.assert_array_equal(padded, mirrored)
+
+
+def test_padding_takes_one_multiple_per_axis():
+    assert pad_to_multiple(random(1, 5, 5, 2), (4, 1)).shape == (1, 8, 5, 2)
+
+
+def test_center_crop_keeps_the_centre():
+    x = jnp.arange(7.0)[None, :, None] * jnp.ones((1, 1, 2))
+    np.testing.assert_array_equal(center_crop(x, (3,))[0, :, 0], [2, 3, 4])
+    np.testing.assert_array_equal(center_crop(x, (4,))[0, :, 0], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("size", "new"),
+    [
+        ((5, 7), (10, 14)),
+        ((4, 4), (32, 12)),
+        ((8, 9), (3, 5)),
+        ((33, 8), (2, 8)),
+        ((1, 4), (6, 2)),
+        ((5, 4, 3), (7, 8, 9)),
+    ],
+)
+def test_resize_is_half_pixel_interpolation(assert_same_function, size, new):
+    def reference(x):
+        return jax.image.resize(x, (2, *new, 3), "linear", antialias=False)
+
+    assert_same_function(lambda x: resize(x, new), reference, random(2, *size, 3))
+
+
+@pytest.mark.parametrize(("size", "new"), [((5, 7), (9, 13)), ((6, 4), (3, 9)), ((1, 3), (4, 1))])
+def test_resize_with_aligned_corners(assert_same_function, size, new):
+    def reference(x):
+        # torch.nn.functional.interpolate(..., align_corners=True), by its definition.
+        for axis, (n_in, n_out) in enumerate(zip(size, new, strict=True), start=1):
+            rows = []
+            for i in range(n_out):
+                source = i * (n_in - 1) / (n_out - 1) if n_out > 1 else 0.0
+                low = min(int(source), n_in - 1)
+                high = min(low + 1, n_in - 1)
+                part = source - low
+                rows.append(
+                    (1 - part) * jnp.take(x, low, axis=axis) + part * jnp.take(x, high, axis=axis)
+                )
+            x = jnp.stack(rows, axis=axis)
+        return x
+
+    x = random(2, *size, 3)
+    assert_same_function(lambda x: resize(x, new, align_corners=True), reference, x)
+
+
+def test_resize_has_second_derivatives_and_maps():
+    x = random(3, 4, 4, 1)
+    energy = jax.grad(lambda v: jnp.sum(resize(v, (8, 8)) ** 2))
+    hessian = jax.jit(jax.jacrev(energy))(x[:1])
+    matrix = hessian.reshape(16, 16)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    assert np.linalg.eigvalsh(matrix).min() > 0
+    mapped = jax.vmap(lambda v: resize(v[None], (8, 8))[0])(x)
+    np.testing.assert_allclose(mapped, resize(x, (8, 8)), atol=1e-6)
+
+
+def test_resize_keeps_the_dtype():
+    assert resize(jnp.ones((1, 2, 2, 1), jnp.bfloat16), (64, 4)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize(
+    ("size", "window"), [((8, 6), (2, 2)), ((7, 9), (2, 3)), ((5, 6, 7), (2, 2, 2))]
+)
+def test_max_pool_without_ties_is_the_plain_one(assert_same_function, size, window, padding):
+    def reference(x):
+        return nn.max_pool(x, window, window, padding)
+
+    x = random(2, *size, 3)
+    assert_same_function(lambda x: max_pool(x, window, padding=padding), reference, x)
+
+
+def test_max_pool_shares_the_gradient_among_ties():
+    x = jnp.asarray([[1.0, 1.0], [0.0, 1.0]])[None, :, :, None]
+    gradient = jax.grad(lambda x: max_pool(x, (2, 2)).sum())(x)
+    np.testing.assert_allclose(gradient[0, :, :, 0], [[1 / 3, 1 / 3], [0, 1 / 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("strides", "padding"), [((2, 2), "VALID"), ((2, 2), ((1, 1), (0, 1))), ((1, 1), "SAME")]
+)
+def test_max_pool_of_overlapping_windows(assert_same_function, strides, padding):
+    def reference(x):
+        return nn.max_pool(x, (3, 3), strides, padding)
+
+    x = random(2, 7, 8, 3)
+    assert_same_function(lambda x: max_pool(x, (3, 3), strides, padding), reference, x)
+
+
+def test_max_pool_of_integers():
+    x = jnp.arange(9).reshape(1, 3, 3, 1)
+    np.testing.assert_array_equal(max_pool(x, (2, 2), padding="SAME")[0, :, :, 0], [[4, 5], [7, 8]])
