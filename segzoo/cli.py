@@ -282,9 +282,10 @@ def _report(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from segzoo import registry, report, study
+    from segzoo.records import Row
 
     rows = [
-        report.Row(
+        Row(
             experiment=declared.name,
             preset=declared.preset,
             model=declared.model,

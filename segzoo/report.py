@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,40 +14,9 @@ from typing import Any
 
 from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
+from segzoo.records import Row, columns_of, read_records, row_of
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-_NUMBER = (int, float)
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "experiment": (str,),
-    "preset": (str,),
-    "model": (str,),
-    "model_args": (dict,),
-    "dataset": (str,),
-    "split": (str,),
-    "task": (str,),
-    "scores": (dict,),
-    "protocol": (str,),
-    "published": (dict, type(None)),
-    "parameters": (int,),
-    "steps": (int,),
-    "best_step": (int,),
-    "batch_size": (int,),
-    "image_size": (list, type(None)),
-    "seed": (int,),
-    "train_seconds": _NUMBER,
-    "evaluate_seconds": _NUMBER,
-    "device": (str,),
-    "versions": (dict,),
-    "commit": (str,),
-    "date": (str,),
-    "notes": (str,),
-}
-_PUBLISHED: dict[str, tuple[type, ...]] = {
-    "metric": (str,),
-    "value": _NUMBER,
-    "source": (str,),
-    "protocol": (str,),
-}
 _COLUMNS = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel acc.",
@@ -58,41 +26,8 @@ _COLUMNS = {
     "accuracy": "accuracy",
     "error": "error",
 }
-_TASK_COLUMNS = {
-    "semantic": ("miou", "pixel_accuracy", "class_accuracy", "fw_iou", "mean_dice"),
-    "classification": ("accuracy", "error"),
-}
 _DECIMALS = {"accuracy": 2, "error": 2}  # of percent; one for the others
 _PRESETS = {"full": "Full size"}
-_WORDS = {str: "a string", dict: "an object", list: "a list", int: "an integer", float: "a number"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row some experiment declares, run or not.
-
-    Attributes:
-        experiment: the module in `experiments/`.
-        preset: "full", or a cheaper size.
-        model: the registered model.
-        dataset: the registered dataset.
-        published: `{"metric", "value", "source", "protocol"}`, or None.
-        row: the name of the row; the model's if empty.
-        task: what the columns are for a table without any run.
-    """
-
-    experiment: str
-    preset: str
-    model: str
-    dataset: str
-    published: dict[str, Any] | None = None
-    row: str = ""
-    task: str = "semantic"
-
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What a record and its row have in common."""
-        return self.dataset, self.experiment, self.row or self.model, self.preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,84 +36,6 @@ class _Line:
 
     row: Row
     record: dict[str, Any] | None
-
-
-def read_records(folder: Path | str) -> list[dict[str, Any]]:
-    """Reads and checks every record of a folder, in the order of their names.
-
-    Args:
-        folder: holds one JSON object per file.
-
-    Raises:
-        SegzooError: names the file and the field of a malformed record, and both files when two
-            hold the same row.
-    """
-    records: list[dict[str, Any]] = []
-    seen: dict[tuple[str, ...], str] = {}
-    for path in sorted(Path(folder).glob("*.json")):
-        record = _read(path)
-        key = _row_of(record).key
-        if key in seen:
-            raise SegzooError(f"{path} and {seen[key]} are records of the same row {key}.")
-        seen[key] = path.name
-        records.append(record)
-    return records
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
-        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(record, dict):
-        raise SegzooError(f"{path} holds a {type(record).__name__}; expected an object.")
-    _check(record, _FIELDS, str(path))
-    if record["published"] is not None:
-        _check(record["published"], _PUBLISHED, f"{path}: published")
-    if record["published"] is not None:
-        _check_share(record["published"]["value"], f"{path}: published.value")
-    columns = _columns(record["task"], str(path))
-    if columns[0] not in record["scores"]:
-        raise SegzooError(f"{path}: scores lacks {columns[0]!r}.")
-    for name in columns:
-        if record["scores"].get(name) is not None:
-            _check_share(record["scores"][name], f"{path}: scores.{name}")
-    return record
-
-
-def _check(record: dict[str, Any], fields: dict[str, tuple[type, ...]], where: str) -> None:
-    for name, kinds in fields.items():
-        if name not in record:
-            raise SegzooError(f"{where} lacks the field {name!r}.")
-        value = record[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            expected = " or ".join(_WORDS.get(kind, "null") for kind in kinds)
-            raise SegzooError(f"{where}: field {name!r} is {value!r}; expected {expected}.")
-
-
-def _check_share(value: Any, where: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
-        raise SegzooError(f"{where} is {value!r}; expected a fraction, 0..1.")
-
-
-def _columns(task: str, where: str) -> tuple[str, ...]:
-    if task not in _TASK_COLUMNS:
-        known = " or ".join(repr(name) for name in _TASK_COLUMNS)
-        raise SegzooError(f"{where}: field 'task' is {task!r}; expected {known}.")
-    return _TASK_COLUMNS[task]
-
-
-def _row_of(record: dict[str, Any]) -> Row:
-    return Row(
-        experiment=record["experiment"],
-        preset=record["preset"],
-        model=record["model"],
-        dataset=record["dataset"],
-        published=record["published"],
-        row=record.get("row", ""),
-        task=record["task"],
-    )
 
 
 def render(records: Iterable[dict[str, Any]], expected: Sequence[Row] = ()) -> str:
@@ -210,7 +67,7 @@ def render_summary(records: Iterable[dict[str, Any]], expected: Sequence[Row] = 
             (
                 line.row.dataset,
                 _label(line.row),
-                _COLUMNS.get(metric, metric),
+                _metric_name(metric),
                 _ours(line, metric),
                 _percent(line.row.published["value"], metric) if line.row.published else "-",
                 line.row.published["source"] if line.row.published else "-",
@@ -221,7 +78,7 @@ def render_summary(records: Iterable[dict[str, Any]], expected: Sequence[Row] = 
 
 def _lines(records: Iterable[dict[str, Any]], expected: Sequence[Row]) -> list[_Line]:
     """Every row once: those declared first, in their order, within each dataset."""
-    found = {_row_of(record).key: record for record in records}
+    found = {row_of(record).key: record for record in records}
     lines = {}
     for row in expected:
         record = found.get(row.key)
@@ -230,7 +87,7 @@ def _lines(records: Iterable[dict[str, Any]], expected: Sequence[Row]) -> list[_
             dataclasses.replace(row, task=record["task"]) if record else row, record
         )
     for key, record in sorted(found.items()):
-        lines.setdefault(key, _Line(_row_of(record), record))
+        lines.setdefault(key, _Line(row_of(record), record))
     return sorted(lines.values(), key=lambda line: line.row.dataset)
 
 
@@ -248,6 +105,8 @@ def _body(lines: list[_Line], heading: str) -> str:
             chosen = [line for line in members if line.row.preset == preset]
             for (task, split), same in _kinds(chosen).items():
                 parts.append(f"{title}{f', split `{split}`' if split else ''}\n")
+                if preset != "full":
+                    parts.append("Cut down in size: not comparable with the published numbers.\n")
                 parts.append(_section(same, task))
     return "\n".join(parts)
 
@@ -269,22 +128,22 @@ def _kinds(lines: list[_Line]) -> dict[tuple[str, str], list[_Line]]:
 
 def _section(lines: list[_Line], task: str) -> str:
     """The table of one dataset, preset, task and split, with its protocols and classes."""
-    columns = _columns(task, "a declared row")
+    columns = columns_of(task, "a declared row")
     head = ["model", "parameters", *(_COLUMNS[name] for name in columns)]
     head += ["published", "steps", "minutes", "device", "run"]
     rows = []
     for line in lines:
         record = line.record
-        ours = [_ours(line, name) for name in columns]
         if record is None:
-            rows.append([_label(line.row), "", *ours, _published(line.row), "", "", "", ""])
+            ours = ["not run", *("" for _ in columns[1:])]
+            rows.append([_label(line.row), "", *ours, _published(line), "", "", "", ""])
             continue
         rows.append(
             [
                 _label(line.row),
                 f"{record['parameters']:,}",
-                *ours,
-                _published(line.row),
+                *(_ours(line, name) for name in columns),
+                _published(line),
                 f"{record['best_step']:,} of {record['steps']:,}",
                 f"{record['train_seconds'] / 60:.1f}",
                 record["device"],
@@ -346,24 +205,35 @@ def _label(row: Row) -> str:
 
 def _ours(line: _Line, metric: str) -> str:
     if line.record is None:
-        # Said once, under the score that counts.
-        return "not run" if metric == _main_metric(line.row) else ""
-    score = line.record["scores"].get(metric)
-    return "-" if score is None else _percent(score, metric)
+        return "not run"
+    score: Any = line.record["scores"]
+    for name in metric.split(".", 1):  # a class's own score is "iou.<class>"
+        score = score.get(name) if isinstance(score, dict) else None
+    return "-" if not isinstance(score, int | float) else _percent(score, metric)
 
 
-def _published(row: Row) -> str:
-    if row.published is None:
+def _published(line: _Line) -> str:
+    """The published number, and ours beside it where it has no column of its own."""
+    published = line.row.published
+    if published is None:
         return "-"
-    metric = row.published["metric"]
-    return f"{_COLUMNS.get(metric, metric)} {_percent(row.published['value'], metric)}"
+    metric = published["metric"]
+    text = f"{_metric_name(metric)} {_percent(published['value'], metric)}"
+    if metric in columns_of(line.row.task, line.row.experiment) or line.record is None:
+        return text
+    return f"{text} (ours {_ours(line, metric)})"
+
+
+def _metric_name(metric: str) -> str:
+    kind, _, name = metric.partition(".")
+    return f"IoU of {name}" if kind == "iou" and name else _COLUMNS.get(metric, metric)
 
 
 def _main_metric(row: Row) -> str:
-    """The published metric where it has a column, else the task's first."""
-    columns = _columns(row.task, f"{row.experiment}")
-    metric = row.published["metric"] if row.published is not None else ""
-    return metric if metric in columns else columns[0]
+    """What is compared: the published metric, else the task's first."""
+    if row.published is not None:
+        return row.published["metric"]
+    return columns_of(row.task, row.experiment)[0]
 
 
 def _percent(value: float, metric: str) -> str:

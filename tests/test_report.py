@@ -3,7 +3,7 @@ import json
 import pytest
 
 from segzoo import SegzooError, report
-from segzoo.report import Row
+from segzoo.records import Row
 
 PUBLISHED = {"metric": "miou", "value": 0.477, "source": "paper, Table 1", "protocol": "theirs"}
 
@@ -104,6 +104,18 @@ def test_datasets_tasks_and_splits_do_not_share_a_table():
     assert "split `val`" in text
     assert "| 99.05 | 0.95 | error 0.95 |" in text
     assert len(lines_with(text, "| model | parameters |")) == 3
+
+
+def test_a_class_can_be_what_is_compared():
+    sky = {**PUBLISHED, "metric": "iou.sky", "value": 0.839}
+    row = Row("camvid_segnet", "full", "segnet_basic", "camvid", sky, row="segnet_basic")
+    text = report.render([make_record(published=sky)], [row])
+    assert "| IoU of sky 83.9 (ours 90.0) |" in text
+    summary = report.render_summary([make_record(published=sky)], [row])
+    assert "| IoU of sky | 90.0 | 83.9 |" in summary
+    unknown = {**PUBLISHED, "metric": "boundary_f1"}
+    row = Row("camvid_segnet", "full", "segnet_basic", "camvid", unknown, row="segnet_basic")
+    assert "| boundary_f1 | - | 47.7 |" in report.render_summary([make_record()], [row])
 
 
 def test_the_order_of_records_and_rows_is_settled():

@@ -211,3 +211,25 @@ def test_spatial_dims_follow_overrides_then_size_then_registry():
     assert make_info(image_size=None).spatial_dims == 2
     assert make_info(image_size=(8, 8, 8)).spatial_dims == 3
     assert make_info(model_args={"spatial_dims": 3}).spatial_dims == 3
+
+
+def test_a_run_folder_gives_its_best_checkpoint(tmp_path):
+    from segzoo.checkpoint import Checkpoints
+
+    info = make_info()
+    info.write(tmp_path)
+    saved = {step: make_variables(info, seed=step) for step in (1, 2, 3)}
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in ((1, 0.2), (2, 0.9), (3, 0.4)):
+        state = {"step": np.asarray(step), **saved[step], "ema": {}}
+        checkpoints.save(step, jax.tree.map(jax.numpy.asarray, state), score)
+    checkpoints.close()
+    _, variables, found = segzoo.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, variables, saved[2])
+    assert found == dataclasses.replace(info, step=2)
+
+
+def test_a_run_folder_without_checkpoint_says_so(tmp_path):
+    make_info().write(tmp_path)
+    with pytest.raises(SegzooError, match="holds no checkpoint yet"):
+        segzoo.load(tmp_path)

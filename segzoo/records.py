@@ -1,0 +1,160 @@
+"""The records in docs/results/: what a run writes down for the tables, and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from segzoo.errors import SegzooError
+
+_NUMBER = (int, float)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "experiment": (str,),
+    "preset": (str,),
+    "model": (str,),
+    "model_args": (dict,),
+    "dataset": (str,),
+    "split": (str,),
+    "task": (str,),
+    "scores": (dict,),
+    "protocol": (str,),
+    "published": (dict, type(None)),
+    "parameters": (int,),
+    "steps": (int,),
+    "best_step": (int,),
+    "batch_size": (int,),
+    "image_size": (list, type(None)),
+    "seed": (int,),
+    "train_seconds": _NUMBER,
+    "evaluate_seconds": _NUMBER,
+    "device": (str,),
+    "versions": (dict,),
+    "commit": (str,),
+    "date": (str,),
+    "notes": (str,),
+}
+_PUBLISHED: dict[str, tuple[type, ...]] = {
+    "metric": (str,),
+    "value": _NUMBER,
+    "source": (str,),
+    "protocol": (str,),
+}
+TASK_COLUMNS = {
+    "semantic": ("miou", "pixel_accuracy", "class_accuracy", "fw_iou", "mean_dice"),
+    "classification": ("accuracy", "error"),
+}
+_WORDS = {str: "a string", dict: "an object", list: "a list", int: "an integer", float: "a number"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row some experiment declares, run or not.
+
+    Attributes:
+        experiment: the module in `experiments/`.
+        preset: "full", or a cheaper size.
+        model: the registered model.
+        dataset: the registered dataset.
+        published: `{"metric", "value", "source", "protocol"}`, or None.
+        row: the name of the row; the model's if empty.
+        task: what the columns are for a table without any run.
+    """
+
+    experiment: str
+    preset: str
+    model: str
+    dataset: str
+    published: dict[str, Any] | None = None
+    row: str = ""
+    task: str = "semantic"
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What a record and its row have in common."""
+        return self.dataset, self.experiment, self.row or self.model, self.preset
+
+
+def read_records(folder: Path | str) -> list[dict[str, Any]]:
+    """Reads and checks every record of a folder, in the order of their names.
+
+    Args:
+        folder: holds one JSON object per file.
+
+    Raises:
+        SegzooError: names the file and the field of a malformed record, and both files when two
+            hold the same row.
+    """
+    records: list[dict[str, Any]] = []
+    seen: dict[tuple[str, ...], str] = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        record = _read(path)
+        key = row_of(record).key
+        if key in seen:
+            raise SegzooError(f"{path} and {seen[key]} are records of the same row {key}.")
+        seen[key] = path.name
+        records.append(record)
+    return records
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
+        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(record, dict):
+        raise SegzooError(f"{path} holds a {type(record).__name__}; expected an object.")
+    _check(record, _FIELDS, str(path))
+    if record["published"] is not None:
+        _check(record["published"], _PUBLISHED, f"{path}: published")
+    if record["published"] is not None:
+        _check_share(record["published"]["value"], f"{path}: published.value")
+    columns = columns_of(record["task"], str(path))
+    if columns[0] not in record["scores"]:
+        raise SegzooError(f"{path}: scores lacks {columns[0]!r}.")
+    for name in columns:
+        if record["scores"].get(name) is not None:
+            _check_share(record["scores"][name], f"{path}: scores.{name}")
+    return record
+
+
+def _check(record: dict[str, Any], fields: dict[str, tuple[type, ...]], where: str) -> None:
+    for name, kinds in fields.items():
+        if name not in record:
+            raise SegzooError(f"{where} lacks the field {name!r}.")
+        value = record[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join(_WORDS.get(kind, "null") for kind in kinds)
+            raise SegzooError(f"{where}: field {name!r} is {value!r}; expected {expected}.")
+
+
+def _check_share(value: Any, where: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise SegzooError(f"{where} is {value!r}; expected a fraction, 0..1.")
+
+
+def columns_of(task: str, where: str) -> tuple[str, ...]:
+    """Returns the scores a table of this task shows, the main one first.
+
+    Raises:
+        SegzooError: for an unknown task.
+    """
+    if task not in TASK_COLUMNS:
+        known = " or ".join(repr(name) for name in TASK_COLUMNS)
+        raise SegzooError(f"{where}: field 'task' is {task!r}; expected {known}.")
+    return TASK_COLUMNS[task]
+
+
+def row_of(record: dict[str, Any]) -> Row:
+    """Returns the row a record belongs to."""
+    return Row(
+        experiment=record["experiment"],
+        preset=record["preset"],
+        model=record["model"],
+        dataset=record["dataset"],
+        published=record["published"],
+        row=record.get("row", ""),
+        task=record["task"],
+    )
