@@ -208,7 +208,8 @@ class EvalBatch:
             stacked = np.full((self.local, *shape), _PADDING.get(key, 0), like.dtype)
             for place, example in enumerate(examples):
                 value = example[key]
-                stacked[(place, *map(slice, value.shape))] = value
+                inside: tuple[Any, ...] = (place, *map(slice, value.shape))
+                stacked[inside] = value
             batch[key] = stacked
         size = np.zeros((self.local, len(canvas)), np.int32)
         for place, example in enumerate(examples):
