@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,29 +22,6 @@ from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.files import write_atomically
 
 _OUTSIDE = {"image": 0, "label": VOID, "instances": 0, "weight": 0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """Transforms applied one after the other.
-
-    Attributes:
-        transforms: the first comes first.
-    """
-
-    transforms: tuple[Callable[[Example], Example], ...]
-
-    def __call__(self, example: Example) -> Example:
-        """Returns the example after every transform."""
-        for transform in self.transforms:
-            example = transform(example)
-        return example
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape `[*S, C]` of an image that came in with `shape`."""
-        for transform in self.transforms:
-            shape = getattr(transform, "output_shape", lambda same: same)(shape)
-        return shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from PIL import Image
 
 from segzoo.data.transforms import (
     BorderWeight,
-    Chain,
     Fit,
     class_balance,
     resize,
@@ -221,10 +220,3 @@ def test_impossible_parameters_are_refused():
         BorderWeight(sigma=0)
     with pytest.raises(SegzooError, match="a label for every pixel"):
         weigh(np.array(3, np.int32))
-
-
-def test_a_chain_knows_its_size():
-    chain = Chain((Fit((12, 10)), BorderWeight()))
-    after = chain({"image": example(20, 7)["image"], "label": two_squares()[:, :7]})
-    assert after["weight"].shape == (12, 10)
-    assert chain.output_shape((20, 7, 3)) == (12, 10, 3)
