@@ -1,0 +1,143 @@
+"""The registry, and the contract every registered model keeps; new models join unasked."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import segzoo
+from segzoo import SegzooError, registry
+
+# Whatever of these a model accepts makes it small enough to run here.
+SMALL = {"width": 4}
+
+
+def small(name, **overrides):
+    known = registry.entry(name).overrides
+    return segzoo.get(name, **{k: v for k, v in SMALL.items() if k in known}, **overrides)
+
+
+@pytest.mark.parametrize("name", segzoo.list_models())
+@pytest.mark.parametrize(("side", "num_classes"), [(32, 1), (21, 5)])
+def test_the_contract_of_a_model(filled, name, side, num_classes):
+    entry = registry.entry(name)
+    *spatial, channels = entry.input_shape
+    shape = (2, *(side + 2 * axis for axis in range(len(spatial))), channels)
+    model = small(name, num_classes=num_classes)
+    assert model.num_classes == num_classes
+    assert model.axis_name is None
+    variables = filled(model, shape)
+    assert set(variables) <= {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+    image = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    logits = jax.jit(model.apply)(variables, image)
+    expected = (2, num_classes) if entry.task == "classification" else (*shape[:-1], num_classes)
+    assert logits.shape == expected
+    assert logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+    assert np.any(logits != logits[0, 0])
+
+    extra = ["aux_logits", "intermediates"]
+    again, sown = jax.eval_shape(lambda v, x: model.apply(v, x, mutable=extra), variables, image)
+    assert again.shape == logits.shape
+    for auxiliary in jax.tree.leaves(sown.get("aux_logits", {})):
+        assert auxiliary.shape == logits.shape
+        assert auxiliary.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", segzoo.list_models())
+def test_the_entry_of_a_model(name):
+    entry = registry.entry(name)
+    assert entry.name == entry.builder.__name__ == name
+    assert entry.summary.endswith(".")
+    assert entry.paper
+    assert {"num_classes", "dtype", "axis_name"} <= set(entry.overrides)
+    assert segzoo.get(name) == entry.builder(**entry.overrides)
+    for field in ("num_classes", "dtype", "axis_name"):
+        assert getattr(segzoo.get(name), field) == entry.overrides[field]
+
+
+@pytest.mark.parametrize("name", segzoo.list_models())
+@pytest.mark.parametrize("num_classes", [0, -1, 2.0, True, "2"])
+def test_impossible_numbers_of_classes(name, num_classes):
+    with pytest.raises(SegzooError, match=r"num_classes is .*; expected an integer of at least 1"):
+        segzoo.get(name, num_classes=num_classes)
+    with pytest.raises(SegzooError, match=r"num_classes is .*; expected an integer of at least 1"):
+        registry.entry(name).builder(num_classes=num_classes)
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    with pytest.raises(SegzooError, match=r"unknown model 'attention-unet'\. Did you mean 'attent"):
+        segzoo.get("attention-unet")
+    with pytest.raises(
+        SegzooError, match=r"'unet' has no override 'widht'\. Did you mean 'width'\?"
+    ):
+        segzoo.get("unet", widht=3)
+    with pytest.raises(SegzooError, match=r"unknown task 'segmentation'"):
+        segzoo.list_models(task="segmentation")
+
+
+def test_listing():
+    names = segzoo.list_models()
+    assert names == sorted(names)
+    assert {"unet", "attention_unet", "fcn8s", "fcn16s", "fcn32s"} <= set(names)
+    assert set(segzoo.list_models("fcn*")) == {"fcn8s", "fcn16s", "fcn32s"}
+    assert "unet" in segzoo.list_models("*unet*", task="semantic")
+    assert segzoo.list_models("no such*") == []
+
+
+class TestRegister:
+    @pytest.fixture(autouse=True)
+    def entries(self, monkeypatch):
+        segzoo.list_models()
+        monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    def test_a_builder_becomes_a_model(self):
+        @segzoo.register(task="semantic", paper="none", input_shape=(8, 8, 1))
+        def my_net(num_classes: int = 2):
+            """A net of one's own."""
+            return ("built", num_classes)
+
+        assert segzoo.get("my_net", num_classes=3) == ("built", 3)
+        assert registry.entry("my_net").summary == "A net of one's own."
+
+    def test_a_name_taken_elsewhere_is_refused(self):
+        def unet(num_classes: int = 2):
+            return None
+
+        with pytest.raises(
+            SegzooError, match=r"'unet' is registered already, by segzoo\.models\.unet"
+        ):
+            segzoo.register(task="semantic", paper="none")(unet)
+
+    def test_overrides_must_be_named_and_have_defaults(self):
+        def loose(**overrides):
+            return None
+
+        def strict(num_classes):
+            return None
+
+        with pytest.raises(SegzooError, match=r"'loose' must name its overrides"):
+            segzoo.register(task="semantic", paper="none")(loose)
+        with pytest.raises(SegzooError, match=r"'num_classes' of 'strict' needs a default"):
+            segzoo.register(task="semantic", paper="none")(strict)
+
+
+def test_import_is_light():
+    program = """
+import sys
+import segzoo
+heavy = {"flax", "tensorflow_datasets", "orbax", "grain", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+segzoo.list_models()
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
