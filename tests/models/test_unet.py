@@ -71,26 +71,31 @@ def test_an_image_that_does_not_fit_names_the_nearest_sizes():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 20, 700, 1)))
 
 
-def test_a_valid_output_is_the_centre_of_its_input():
+@pytest.mark.parametrize(("closed", "reach", "grid"), [(None, 20, 4), (1, 12, 2), (0, 4, 0)])
+def test_a_valid_output_is_the_centre_of_its_input(closed, reach, grid):
+    """Also seen through the skips alone: with the up-convolution to a level closed."""
     model = segzoo.get("unet", padding="VALID", depth=2, width=1, num_classes=1, dropout=0.0)
     size = model.input_size((12, 12))
     image = jnp.ones((1, *size, 1))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     positive = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)  # no ReLU closes
+    if closed is not None:
+        kernel = positive["params"][f"upsample{closed}"]["kernel"]
+        positive["params"][f"upsample{closed}"]["kernel"] = jnp.zeros_like(kernel)
 
     @jax.jit
     def seen(pixel):
-        logits = lambda x: model.apply(positive, x)[0, pixel, pixel, 0]  # noqa: E731
-        return jax.grad(logits)(image)[0, :, :, 0] > 0
+        logit = lambda x: model.apply(positive, x)[0, pixel, pixel, 0]  # noqa: E731
+        return jax.grad(logit)(image)[0, :, :, 0] > 0
 
     margin = (size[0] - jax.eval_shape(model.apply, positive, image).shape[1]) / 2
-    # The reach beyond the pixel's own place is the same on both sides, up to the pooling grid.
     for pixel in (0, 5, 11):
-        rows, _ = np.nonzero(seen(pixel))
+        rows, columns = np.nonzero(seen(pixel))
+        np.testing.assert_array_equal(np.unique(rows), np.unique(columns))
         before, after = pixel + margin - rows.min(), rows.max() - (pixel + margin)
-        assert before > 10
-        assert after > 10
-        assert abs(before - after) <= 4
+        # Equally far to both sides, up to where the pixel lies in the pooling grid.
+        assert abs(before - reach) <= grid, (before, after)
+        assert abs(after - reach) <= grid, (before, after)
 
 
 @pytest.mark.parametrize(
