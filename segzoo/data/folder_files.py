@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from segzoo.data import decode
 from segzoo.data.originals import Pair, check_ids, check_same_size, read_bytes
 from segzoo.data.spec import VOID, Color
 from segzoo.errors import SegzooError
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,21 +172,21 @@ def read_all(
         faults: receives what is wrong, a sentence each.
     """
     everything = [(split, pair) for split, found in pairs.items() for pair in found]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reads = list(pool.map(lambda entry: _read(entry[1], classes), everything))
-
+    log.warning("checking %d images and their masks in %s (once)", len(everything), root)
     reading = Reading({split: Counter() for split in pairs}, set(), np.zeros((3, 256), np.int64))
     first: dict[int, Path] = {}
     kinds: Counter[int] = Counter()
-    for (split, pair), found in zip(everything, reads, strict=True):
-        faults += [fault.replace(f"{root}{os.sep}", "") for fault in found.faults]
-        reading.ids[split].update(found.ids)
-        if found.size is not None and found.levels is not None:
-            first.setdefault(found.channels, pair.image.relative_to(root))
-            kinds[found.channels] += 1
-            reading.sizes.add(found.size)
-            if split == "train":
-                reading.levels[: found.channels] += found.levels
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reads = pool.map(lambda entry: _read(entry[1], classes), everything)
+        for (split, pair), found in zip(everything, reads, strict=True):
+            faults += [fault.replace(f"{root}{os.sep}", "") for fault in found.faults]
+            reading.ids[split].update(found.ids)
+            if found.size is not None and found.levels is not None:
+                first.setdefault(found.channels, pair.image.relative_to(root))
+                kinds[found.channels] += 1
+                reading.sizes.add(found.size)
+                if split == "train":
+                    reading.levels[: found.channels] += found.levels
     if len(kinds) > 1:
         faults.append(
             f"{kinds[1]} images are grey (e.g. {first[1]}) and {kinds[3]} have colour (e.g. "

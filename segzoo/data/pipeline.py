@@ -106,7 +106,8 @@ def train_batches(
         process_count: into how many slices a batch is cut.
         threads: that load batches ahead, in this process or in each worker; 0 loads on demand.
         workers: processes that load batches ahead; 0 loads in this one. They pay with many cores
-            and heavy transforms only.
+            and heavy transforms only, and a script that asks for them needs its
+            `if __name__ == "__main__":`, as all that starts processes in Python does.
         instances: keep the instance ids after `transform`, which most tasks have no use for.
 
     Returns:

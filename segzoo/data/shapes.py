@@ -22,10 +22,10 @@ SPEC = DatasetSpec(
     task="semantic",
     class_names=("background", "ellipse", "rectangle"),
     palette=((0, 0, 0), (230, 97, 1), (94, 60, 153)),
-    mean=(127.9, 123.3, 127.0),
-    std=(75.1, 75.3, 73.8),
+    mean=(127.6, 123.8, 127.1),
+    std=(75.0, 75.1, 73.6),
     description=(
-        "1000 generated RGB images of 128x128 pixels: three to seven rotated ellipses and "
+        "1000 generated RGB images of 128x128 pixels: two to five rotated ellipses and "
         "rectangles that cover one another, on a shaded, noisy ground. 800 train, 100 val, 100 "
         "test; instance ids are kept."
     ),
@@ -75,10 +75,10 @@ def draw(index: int, size: int = SIZE) -> dict[str, np.ndarray]:
     label = np.zeros((size, size), np.uint8)
     instances = np.zeros((size, size), np.uint16)
 
-    for instance in range(1, 4 + int(draws.between(0, 5))):
+    for instance in range(1, 3 + int(draws.between(0, 4))):
         is_ellipse = draws.between(0, 1) < 0.5
         center_y, center_x = draws.between(0.1, 0.9), draws.between(0.1, 0.9)
-        half_height, half_width = draws.between(0.06, 0.22), draws.between(0.06, 0.22)
+        half_height, half_width = draws.between(0.1, 0.24), draws.between(0.1, 0.24)
         t = draws.between(-1, 1)
         cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
         u = ((x - center_x) * cos + (y - center_y) * sin) / half_width
@@ -91,7 +91,7 @@ def draw(index: int, size: int = SIZE) -> dict[str, np.ndarray]:
         label[inside] = 1 if is_ellipse else 2
         instances[inside] = instance
 
-    noise = draws.between(4, 20)
+    noise = draws.between(4, 14)
     # The sum of three uniform numbers is near enough to a normal one, of variance 1/4.
     grain = 2 * (draws(3, size, size, 3).sum(0) - 1.5)
     image = np.clip(np.floor(image + noise * grain + 0.5), 0, 255).astype(np.uint8)
