@@ -9,6 +9,7 @@ together.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -132,9 +133,11 @@ def max_pool(
 ) -> Array:
     """Max-pools the spatial axes, as `nn.max_pool`.
 
-    Windows that tile the axes (stride = window) are a reshape and a maximum; the gradient of that
-    form shares a window's gradient equally among tied maxima, where `nn.max_pool` gives it to the
-    first. Without ties both are the same. Everything else goes to `nn.max_pool`.
+    Windows that tile the axes (stride = window) are reshaped out and the first maximum of each is
+    selected, so the gradient, which goes to that pixel alone as in `nn.max_pool`, is a select too.
+    (The gradient of `x.max(axis)` would compare x with its maximum again. A compiler may compute x
+    twice, rounded differently; then nothing is equal, and dividing by the count of maxima gives
+    NaN.) Everything else goes to `nn.max_pool`.
 
     Args:
         x: `[B, *S, C]`.
@@ -163,4 +166,23 @@ def max_pool(
     x = crop_to(x, [n * w for n, w in zip(counts, window, strict=True)])
     tiles = [n for pair in zip(counts, window, strict=True) for n in pair]
     x = x.reshape(x.shape[0], *tiles, x.shape[-1])
-    return x.max(axis=tuple(range(2, x.ndim - 1, 2)))
+    axes = tuple(range(2, x.ndim - 1, 2))
+    first = jnp.expand_dims(_first_maximum(lax.stop_gradient(x), window), axes)
+    place = np.arange(math.prod(window), dtype=first.dtype)
+    place = place.reshape(1, *(n for w in window for n in (1, w)), 1)
+    return jnp.where(first == place, x, jnp.zeros_like(x)).sum(axes, dtype=x.dtype)
+
+
+def _first_maximum(tiles: Array, window: tuple[int, ...]) -> Array:
+    """`[B, n, w, n, w, ..., C] -> [B, n, n, ..., C]`: the place of each window's maximum or NaN."""
+    every = slice(None)
+    candidates = [
+        tiles[(every, *(part for i in tap for part in (every, i)))] for tap in np.ndindex(*window)
+    ]
+    best = candidates[0]
+    place = jnp.zeros(best.shape, jnp.int8 if len(candidates) < 128 else jnp.int32)
+    for k, candidate in enumerate(candidates[1:], start=1):
+        better = (candidate > best) | jnp.isnan(candidate)
+        best = jnp.where(better, candidate, best)
+        place = jnp.where(better, jnp.asarray(k, place.dtype), place)
+    return place

@@ -58,8 +58,7 @@ def test_a_gate_at_0_closes_the_skip_and_at_1_opens_it(gate, bias, alpha):
     np.testing.assert_allclose(gradient, jnp.full_like(skip, alpha), atol=1e-6)
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("gates", [1, 2])
+@pytest.mark.parametrize(("spatial_dims", "gates"), [(2, 1), (3, 2)])
 def test_attention_lies_on_the_skips_grids_between_0_and_1(filled, spatial_dims, gates):
     model = segzoo.get("attention_unet", width=2, depth=3, spatial_dims=spatial_dims, gates=gates)
     image = random(1, *(13, 16, 9)[:spatial_dims], 1)

@@ -99,10 +99,33 @@ def test_max_pool_without_ties_is_the_plain_one(assert_same_function, size, wind
     assert_same_function(lambda x: max_pool(x, window, padding=padding), reference, x)
 
 
-def test_max_pool_shares_the_gradient_among_ties():
-    x = jnp.asarray([[1.0, 1.0], [0.0, 1.0]])[None, :, :, None]
-    gradient = jax.grad(lambda x: max_pool(x, (2, 2)).sum())(x)
-    np.testing.assert_allclose(gradient[0, :, :, 0], [[1 / 3, 1 / 3], [0, 1 / 3]], rtol=1e-6)
+def test_max_pool_gives_ties_to_the_first(assert_same_function):
+    x = jnp.round(random(2, 8, 9, 3))  # many ties
+
+    def reference(x):
+        return nn.max_pool(x, (2, 3), (2, 3))
+
+    assert_same_function(lambda x: max_pool(x, (2, 3)), reference, x)
+
+
+def test_max_pool_cannot_make_nan_and_does_not_hide_it():
+    """No quotient of counts, which rounding could make 0 / 0; and a diverged net stays visible."""
+    gradient = jax.make_jaxpr(jax.grad(lambda x: max_pool(x, (2, 2)).sum()))(random(1, 4, 4, 1))
+    assert "div" not in str(gradient)
+    for place in np.ndindex(2, 2):
+        x = random(1, 2, 2, 1).at[0, *place, 0].set(jnp.nan)
+        assert np.isnan(max_pool(x, (2, 2))).all()
+    assert max_pool(jnp.full((1, 2, 2, 1), -jnp.inf), (2, 2)).item() == -np.inf
+
+
+def test_max_pool_has_forward_derivatives():
+    x, tangent = random(1, 4, 6, 2), random(1, 4, 6, 2, seed=1)
+    _, pushed = jax.jvp(lambda x: max_pool(x, (2, 2)), (x,), (tangent,))
+    _, pull = jax.vjp(lambda x: max_pool(x, (2, 2)), x)
+    cotangent = random(*pushed.shape, seed=2)
+    np.testing.assert_allclose(
+        jnp.vdot(pushed, cotangent), jnp.vdot(tangent, pull(cotangent)[0]), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
