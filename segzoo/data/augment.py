@@ -109,18 +109,20 @@ class Augment:
 
 
 class _Draw(enum.IntEnum):
-    """Names the random numbers of one example; a new kind is added at the end."""
+    """The place of each change's random number among those of one example, uniform in 0..1.
 
-    FLIP = 0
-    PLACE = 1
-    ROTATE = 2
-    SCALE = 3
-    ELASTIC = 4
-    BRIGHTNESS = 5
-    CONTRAST = 6
-    SATURATION = 7
-    GAMMA = 8
-    NOISE = 9
+    One array of them all, because every call of a generator costs time, most of all to compile.
+    """
+
+    FLIP = 0  # of depth, height and width
+    PLACE = 3  # of depth, height and width
+    ROTATE = 6
+    SCALE = 7
+    BRIGHTNESS = 8
+    CONTRAST = 9
+    SATURATION = 10
+    GAMMA = 11
+    HOW_MANY = 12
 
 
 def apply(
@@ -159,9 +161,13 @@ def apply(
         if name in example and np.ndim(example[name]) > 0
     }
     outside = {"image": 0.0 if fill is None else fill, **_OUTSIDE}
-    move = _warp if config.interpolates else _flip_and_crop
-    moved = move(config, key, moving, outside)
-    moved["image"] = _recolour(config, key, moved["image"])
+    number_key, elastic_key, noise_key = jax.random.split(key, 3)
+    numbers = jax.random.uniform(number_key, (_Draw.HOW_MANY,))
+    if config.interpolates:
+        moved = _warp(config, numbers, elastic_key, moving, outside)
+    else:
+        moved = _flip_and_crop(config, numbers, moving, outside)
+    moved["image"] = _recolour(config, numbers, noise_key, moved["image"])
     return dict(example) | moved
 
 
@@ -191,27 +197,31 @@ def _check(
         )
 
 
-def _flips(config: Augment, key: jax.Array, ndim: int) -> list[tuple[int, jax.Array]]:
+def _flips(config: Augment, numbers: jax.Array, ndim: int) -> list[tuple[int, jax.Array]]:
     """The axes that may flip, each with whether it does."""
     flips = (config.flip_depth, config.flip_vertical, config.flip_horizontal)
-    coins = jax.random.bernoulli(jax.random.fold_in(key, _Draw.FLIP), shape=(3,))
+    coins = numbers[_Draw.FLIP : _Draw.FLIP + 3] < 0.5
     return [(axis - 3 + ndim, coins[axis]) for axis in range(3) if flips[axis]]
+
+
+def _place(numbers: jax.Array, ndim: int) -> jax.Array:
+    """Where along its slack the crop lies, 0..1 per axis."""
+    return numbers[_Draw.PLACE + 3 - ndim : _Draw.PLACE + 3]
 
 
 def _flip_and_crop(
     config: Augment,
-    key: jax.Array,
+    numbers: jax.Array,
     arrays: dict[str, jax.Array],
     outside: Mapping[str, jax.Array | np.ndarray | float],
 ) -> dict[str, jax.Array]:
     """Copies pixels, bit for bit: flips, then a crop at a random whole-pixel place."""
     size = arrays["image"].shape[:-1]
     output = config.output_size(size)
-    flips = _flips(config, key, len(size))
+    flips = _flips(config, numbers, len(size))
     slack = np.abs(np.subtract(size, output))
-    place = jax.random.randint(
-        jax.random.fold_in(key, _Draw.PLACE), (len(size),), 0, jnp.asarray(slack) + 1
-    )
+    place = jnp.floor(_place(numbers, len(size)) * (slack + 1)).astype(jnp.int32)
+    place = jnp.minimum(place, slack)  # a number just below 1 may round up
     # As much around the example as the crop is larger, so that every place is a slice.
     border = [max(o - s, 0) for s, o in zip(size, output, strict=True)]
     result = {}
@@ -241,13 +251,14 @@ def _surround(
 
 def _warp(
     config: Augment,
-    key: jax.Array,
+    numbers: jax.Array,
+    elastic_key: jax.Array,
     arrays: dict[str, jax.Array],
     outside: Mapping[str, jax.Array | np.ndarray | float],
 ) -> dict[str, jax.Array]:
     """Samples all arrays at one grid of places, the image and the weight linearly."""
     size = arrays["image"].shape[:-1]
-    places = _grid(config, key, size)
+    places = _grid(config, numbers, elastic_key, size)
     if config.fill == "mirror":
         places = [_reflect(x, n) for x, n in zip(places, size, strict=True)]
         inside = None
@@ -284,7 +295,9 @@ def _warp(
     return result
 
 
-def _grid(config: Augment, key: jax.Array, size: tuple[int, ...]) -> list[jax.Array]:
+def _grid(
+    config: Augment, numbers: jax.Array, elastic_key: jax.Array, size: tuple[int, ...]
+) -> list[jax.Array]:
     """The place in the example of each pixel of the result, one array `[*output]` per axis.
 
     From the result to the example: bend, flip, rotate, zoom about the middle, move to the place.
@@ -296,24 +309,20 @@ def _grid(config: Augment, key: jax.Array, size: tuple[int, ...]) -> list[jax.Ar
     )
     x = [jnp.asarray(axis, jnp.float32) for axis in axes]
     if config.elastic_sigma:
-        bend = _elastic(config, jax.random.fold_in(key, _Draw.ELASTIC), output)
+        bend = _elastic(config, elastic_key, output)
         x = [axis + bend[i] for i, axis in enumerate(x)]
-    for axis, coin in _flips(config, key, ndim):
+    for axis, coin in _flips(config, numbers, ndim):
         x[axis] = jnp.where(coin, -x[axis], x[axis])
     if config.rotate:
-        angle = jnp.deg2rad(config.rotate) * _uniform(key, _Draw.ROTATE)
+        angle = jnp.deg2rad(config.rotate) * _either_way(numbers[_Draw.ROTATE])
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         x[-2], x[-1] = cos * x[-2] - sin * x[-1], sin * x[-2] + cos * x[-1]
     smallest, largest = config.scale
-    zoom = jnp.float32(smallest)
-    if largest > smallest:
-        share = jax.random.uniform(jax.random.fold_in(key, _Draw.SCALE))
-        zoom = smallest + (largest - smallest) * share
-    where = jax.random.uniform(jax.random.fold_in(key, _Draw.PLACE), (ndim,))
+    zoom = smallest + (largest - smallest) * numbers[_Draw.SCALE]
     # The window spans output / zoom of the example; its middle may lie where it stays inside, or,
     # where it is the larger, where it keeps the whole example inside.
     slack = jnp.asarray(size) - jnp.asarray(output) / zoom
-    middle = (jnp.asarray(size) - 1) / 2 + slack * (where - 0.5)
+    middle = (jnp.asarray(size) - 1) / 2 + slack * (_place(numbers, ndim) - 0.5)
     return [jnp.broadcast_to(axis / zoom + middle[i], output) for i, axis in enumerate(x)]
 
 
@@ -367,28 +376,32 @@ def _take(flat: jax.Array, index: jax.Array) -> jax.Array:
     return flat.at[index].get(mode="promise_in_bounds")
 
 
-def _recolour(config: Augment, key: jax.Array, image: jax.Array) -> jax.Array:
+def _recolour(
+    config: Augment, numbers: jax.Array, noise_key: jax.Array, image: jax.Array
+) -> jax.Array:
     """Brightness, contrast, saturation, gamma and noise of an image `[*S, C]` in 0..255."""
     changed = image
     luma = jnp.asarray(_LUMA if image.shape[-1] == 3 else 1 / image.shape[-1], jnp.float32)
     if config.brightness:
-        changed = changed * (1.0 + config.brightness * _uniform(key, _Draw.BRIGHTNESS))
+        changed = changed * (1.0 + config.brightness * _either_way(numbers[_Draw.BRIGHTNESS]))
     if config.contrast:
         grey = jnp.mean(jnp.sum(changed * luma, axis=-1))
-        changed = grey + (changed - grey) * (1.0 + config.contrast * _uniform(key, _Draw.CONTRAST))
+        changed = grey + (changed - grey) * (
+            1.0 + config.contrast * _either_way(numbers[_Draw.CONTRAST])
+        )
     if config.saturation:
         grey = jnp.sum(changed * luma, axis=-1, keepdims=True)
-        factor = 1.0 + config.saturation * _uniform(key, _Draw.SATURATION)
+        factor = 1.0 + config.saturation * _either_way(numbers[_Draw.SATURATION])
         changed = grey + (changed - grey) * factor
     if config.gamma:
-        exponent = 1.0 + config.gamma * _uniform(key, _Draw.GAMMA)
+        exponent = 1.0 + config.gamma * _either_way(numbers[_Draw.GAMMA])
         changed = 255.0 * (jnp.clip(changed, 0.0, 255.0) / 255.0) ** exponent
     if config.noise:
-        noise = jax.random.normal(jax.random.fold_in(key, _Draw.NOISE), image.shape)
+        noise = jax.random.normal(noise_key, image.shape)
         changed = changed + config.noise * noise
     return image if changed is image else jnp.clip(changed, 0.0, 255.0)
 
 
-def _uniform(key: jax.Array, draw: _Draw) -> jax.Array:
-    """One number in -1..1."""
-    return jax.random.uniform(jax.random.fold_in(key, draw), minval=-1.0, maxval=1.0)
+def _either_way(number: jax.Array) -> jax.Array:
+    """A number uniform in 0..1 as one uniform in -1..1."""
+    return 2.0 * number - 1.0
