@@ -156,7 +156,7 @@ def dice(
     pixels = _Pixels(logits, label, weight)
     k = pixels.logits.shape[-1]
     p = jax.nn.sigmoid(pixels.logits) if k == 1 else jax.nn.softmax(pixels.logits, axis=-1)
-    target = pixels.targets & pixels.valid[..., None]
+    target = pixels.targets  # all False at void
     factor = pixels.weight[..., None]
     axes = tuple(range(1, p.ndim - 1))
     overlap = jnp.sum(jnp.where(target, factor * p, 0.0), axis=axes)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from segzoo.errors import SegzooError
-from segzoo.losses import is_valid
 
 DEFINITION = (
     "dataset-level: one confusion matrix over all pixels of the split, void (255) ignored; "
@@ -93,7 +92,7 @@ def predict_classes(logits: jax.Array) -> jax.Array:
 def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) -> jax.Array:
     """Counts the pixels of each pair of true and predicted class.
 
-    Void, and ids that are no class, are not counted (`segzoo check-data` finds those). One call
+    Void and other ids that are no class are not counted (`segzoo check-data` finds those). One call
     counts exactly up to 2^31 pixels of a pair; sum the matrices of many calls in int64.
 
     Args:
@@ -114,9 +113,7 @@ def confusion_matrix(prediction: jax.Array, label: jax.Array, num_classes: int) 
     classes = max(num_classes, 2)
     truth = label.astype(jnp.int32)
     guess = prediction.astype(jnp.int32)
-    counted = is_valid(label, num_classes)
-    for ids in (truth, guess):
-        counted &= (ids >= 0) & (ids < classes)
+    counted = (truth >= 0) & (truth < classes) & (guess >= 0) & (guess < classes)
     pair = jnp.where(counted, truth * classes + guess, classes * classes)
     counts = jnp.zeros(classes * classes, jnp.int32).at[pair.ravel()].add(1, mode="drop")
     return counts.reshape(classes, classes)

@@ -205,6 +205,16 @@ def test_mirrored_results_hold_only_what_the_example_holds(size):
     assert np.all(np.isfinite(result["weight"]))
 
 
+def test_a_zoomed_window_reaches_both_ends_of_its_slack():
+    # 8 of 16 pixels are seen, so the window's middle lies between places 3.5 and 11.5.
+    result = many(Augment(scale=(2.0, 2.0)), coordinates((16, 16)), n=256)
+    middle = result["image"].mean((1, 2))
+    assert np.all(middle.min(0) < 4.0)
+    assert np.all(middle.max(0) > 11.0)
+    np.testing.assert_allclose(middle.mean(0), 7.5, atol=0.6)
+    assert abs(np.corrcoef(middle.T)[0, 1]) < 0.3
+
+
 def test_void_stays_void():
     example = coordinates((40, 48))
     example["label"] = np.full((40, 48), VOID, np.uint8)
