@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import tyro
 
 from segzoo.data.augment import Augment
 from segzoo.errors import SegzooError, check_choice, check_positive_int
@@ -14,6 +16,9 @@ from segzoo.losses import Loss
 from segzoo.optim import Optimizer
 
 ModelValue = int | float | bool | str
+T = TypeVar("T")
+# A field that says which row of which table a run is: declared, not given on the command line.
+Fixed = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Experiment:
         SegzooError: for values that cannot work, when it is made.
     """
 
-    name: str
+    name: Fixed[str]
     """The experiments module this belongs to."""
     model: str
     """A registered model (`segzoo list`)."""
@@ -50,10 +55,10 @@ class Experiment:
     """Examples per step, over all devices and processes."""
     model_args: dict[str, ModelValue] = dataclasses.field(default_factory=dict)
     """Overrides of the model, as NAME VALUE pairs; merged with those of the preset."""
-    row: str = ""
+    row: Fixed[str] = ""
     """The row of the table; the model's name if empty."""
     preset: str = "full"
-    """The size: "full" as the table asks for; cheaper ones stand in a table of their own."""
+    """The size: "full" as the table asks for, or one of the module's cheaper ones."""
     data_dir: str | None = None
     """Where prepared datasets are kept; the tfds default if not given."""
     manual_dir: str | None = None
@@ -104,7 +109,7 @@ class Experiment:
     """Worker processes that read and decode images, instead of threads."""
     pictures: int = 4
     """How many examples of the test split to draw."""
-    published: Published | None = None
+    published: Fixed[Published | None] = None
     """The published number of this row."""
 
     def __post_init__(self) -> None:

@@ -62,8 +62,6 @@ class Study:
 class Options:
     """How to run, beside what to run."""
 
-    preset: str = "full"
-    """The size: "full", or one of the module's cheaper presets."""
     only: tuple[str, ...] = ()
     """Run these rows only."""
     run_dir: Path | None = None
@@ -136,7 +134,7 @@ def _parse(
         _Arguments,
         prog=prog,
         args=argv,
-        default=_Arguments(Options(preset=preset), declared),
+        default=_Arguments(Options(), declared),
         description=study.doc,
     )
     experiment = dataclasses.replace(
