@@ -4,7 +4,7 @@
     python -m experiments.camvid_unet --manual-dir PATH/TO/camvid --preset small    # CPU
 
 367/101/233 images of 360x480 in the eleven-class version of arXiv:1511.00561 (SegNet). No number is
-published for a U-Net under this protocol (from scratch, single scale, the checkpoint picked on val);
+published for a U-Net under this protocol (from scratch, single scale, checkpoint picked on val);
 for scale, networks trained from scratch on the same 367 images reach mIoU 55.2 (Classic Upsampling)
 to 66.9 (FC-DenseNet103) in arXiv:1611.09326, Table 3. Always answering "road" gives 2.4. Ours, and
 how long it took: docs/results.md.

@@ -222,6 +222,7 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
         log_every=1,
         image_size=None,
         augment=augment,
+        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=0),
         init_from=None,
         init_row=None,
         val_split="val",
