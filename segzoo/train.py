@@ -193,7 +193,7 @@ def make_train_step(
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1.0 - experiment.ema)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return new, {"loss": total / count, "grad_norm": optax.global_norm(grads)}
+        return new, {"loss": total / count, "grad_norm": optax.tree.norm(grads)}
 
     return step
 
