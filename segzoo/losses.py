@@ -34,8 +34,8 @@ SumAndCount = tuple[jax.Array, jax.Array]
 def is_valid(label: jax.Array, num_classes: int) -> jax.Array:
     """Tells which labels are not void.
 
-    Void is 255. Above 255 classes (image classification; such ids do not fit a mask file anyway)
-    255 is a class like the others, and void is any negative label.
+    Void is 255 and any negative label. Above 255 classes (image classification; such ids do not
+    fit a mask file anyway) 255 is a class like the others.
 
     Args:
         label: integers of any shape.
@@ -44,7 +44,8 @@ def is_valid(label: jax.Array, num_classes: int) -> jax.Array:
     Returns:
         bool, in the shape of `label`.
     """
-    return label != VOID if num_classes <= VOID else label >= 0
+    known = label >= 0
+    return known & (label != VOID) if num_classes <= VOID else known
 
 
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:

@@ -16,6 +16,9 @@ Transform = Callable[[Example], Example]
 _PADDING = {"image": 0, "label": VOID, "instances": 0, "weight": 0}
 """What lies outside an image, by key: pixels that count nothing."""
 
+_NO_CLASS = -1
+"""The label of an image that is not there, for classification, where 255 may be a class."""
+
 
 class Order:
     """The endless order of a training run: every epoch its own permutation of the examples.
@@ -205,7 +208,8 @@ class EvalBatch:
             shape = like.shape
             if np.ndim(like) >= len(canvas):
                 shape = (*canvas, *like.shape[len(canvas) :])
-            stacked = np.full((self.local, *shape), _PADDING.get(key, 0), like.dtype)
+            padding = _NO_CLASS if key == "label" and not shape else _PADDING.get(key, 0)
+            stacked = np.full((self.local, *shape), padding, like.dtype)
             for place, example in enumerate(examples):
                 value = example[key]
                 inside: tuple[Any, ...] = (place, *map(slice, value.shape))

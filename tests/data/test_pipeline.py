@@ -285,7 +285,7 @@ def test_class_labels_are_filled_up_with_void():
     batches = list(eval_batches(Digits(5), batch_size=4))
     labels = np.concatenate([batch["label"] for batch in batches])
     assert labels.dtype == np.int32
-    assert labels.tolist() == [0, 1, 2, 3, 4, 255, 255, 255]
+    assert labels.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
     assert take(1, Digits(5))[0]["label"].shape == (4,)
 
 
