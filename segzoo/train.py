@@ -31,6 +31,7 @@ from segzoo.errors import SegzooError, check_name
 from segzoo.experiment import Experiment
 from segzoo.interrupt import StopRequest
 from segzoo.runlog import RunLog
+from segzoo.weights.info import FILE_NAME as MODEL_FILE
 
 Step = Callable[["TrainState", dict[str, jax.Array]], tuple["TrainState", dict[str, jax.Array]]]
 
@@ -280,7 +281,7 @@ def monitored(experiment: Experiment, scores: dict[str, Any]) -> float:
     numbers = [k for k, v in scores.items() if v is None or isinstance(v, int | float)]
     check_name("monitor", experiment.monitor, numbers)
     value = scores[experiment.monitor]
-    if value is None:
+    if value is None or math.isnan(value):
         return -math.inf if experiment.mode == "max" else math.inf
     return float(value)
 
@@ -349,10 +350,15 @@ def train(
     task = tasks.for_dataset(spec.task, spec.num_classes)
     weights = assembly.class_weights(experiment, dataset)
 
-    begin_folder(experiment, folder, spec)
+    # What would only show at the first evaluation, hours from now, shows here.
+    dataset.source(experiment.val_split)
+    nothing = np.zeros([max(spec.num_classes, 2)] * 2, np.int64)
+    monitored(experiment, {"loss": None, **task.scores(nothing, spec.class_names)})
+
     source = dataset.source(experiment.train_split)
     shape = assembly.training_shape(experiment, source)
     state = parallel.replicate(create_state(experiment, model, optimizer, shape))
+    begin_folder(experiment, folder, spec)
     checkpoints = Checkpoints(folder, mode=experiment.mode)
     state = checkpoints.restore_latest(state) or state
     begin = int(state.step)
@@ -400,12 +406,14 @@ def train(
                     watch.flush(checkpoints.latest_step)
                     checkpoints.save(step, state)
                 if stopping and not last:
-                    return Outcome(step, stop.signal_name or "a signal to another process")
+                    break
+            stopping = parallel.any_process(stop.signal_name is not None)
     finally:
         batches.close()
         log.close()
         checkpoints.close()
-    return Outcome(int(state.step), None)
+    name = stop.signal_name or "a signal to another process"
+    return Outcome(int(state.step), name if stopping else None)
 
 
 def begin_folder(experiment: Experiment, folder: Path, spec: DatasetSpec) -> None:
@@ -414,15 +422,17 @@ def begin_folder(experiment: Experiment, folder: Path, spec: DatasetSpec) -> Non
     Raises:
         SegzooError: when the folder holds another run, or files of something else.
     """
+    info = assembly.model_info(experiment, spec)
     config = folder / "config.json"
     if config.exists():
         experiments.check_same(experiment, config)
-        return
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise SegzooError(f"{folder} holds files but no config.json; give an empty --run-dir.")
-    if parallel.is_main_process():
-        assembly.model_info(experiment, spec).write(folder)
+    elif parallel.is_main_process():
+        # First of all files: with any other a folder abandoned here would look like someone else's.
         experiments.save(experiment, config)
+    if parallel.is_main_process() and not (folder / MODEL_FILE).exists():
+        info.write(folder)
 
 
 def validate(
