@@ -72,7 +72,8 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> Any | None:
         """Returns the newest state that can be read, or None if nothing was ever saved.
 
-        A checkpoint that is damaged is passed over for the one before it, with a warning.
+        A checkpoint that is damaged is passed over for the one before it, with a warning, and
+        removed, so that the run can save that step again.
 
         Args:
             like: a state of the right structure; its shapes, dtypes and placement are what comes
@@ -81,16 +82,19 @@ class Checkpoints:
         Raises:
             SegzooError: when there are checkpoints and none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        failures: list[str] = []
-        for step in steps:
+        failures: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return parallel.to_local(self._restore(step, parallel.to_global(like)))
+                state = parallel.to_local(self._restore(step, parallel.to_global(like)))
             except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-                failures.append(f"step {step}: {_reason(error)}")
+                failures[step] = _reason(error)
                 parallel.log(f"{self.folder}/{step} cannot be read; trying the one before it.")
-        if failures:
-            raise SegzooError(f"{self.folder}: no checkpoint can be read ({failures[0]}).")
+                continue
+            for damaged in failures:
+                self._manager.delete(damaged)
+            return state
+        for step, reason in failures.items():
+            raise SegzooError(f"{self.folder}: no checkpoint can be read (step {step}: {reason}).")
         return None
 
     def _restore(self, step: int, like: Any) -> Any:
