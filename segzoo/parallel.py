@@ -62,7 +62,11 @@ def initialize(
     # On a managed cluster JAX finds both by itself; given ones must make sense.
     if processes is not None and process is not None and not 0 <= process < processes:
         raise SegzooError(f"process_id is {process}; expected 0 to {processes - 1}.")
-    jax.distributed.initialize(address, processes, process)
+    try:
+        jax.distributed.initialize(address, processes, process)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise SegzooError(f"cannot join the other processes at {address} ({reason}).") from error
 
 
 def _integer(variable: str, value: int | None) -> int | None:
