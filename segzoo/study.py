@@ -8,16 +8,18 @@ An experiments module declares `STUDY = Study(...)` and ends with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import io
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -27,6 +29,7 @@ from segzoo.errors import SegzooError, check_name, did_you_mean
 from segzoo.experiment import Experiment
 
 Change = Callable[[Experiment], Experiment]
+T = TypeVar("T")
 RECORDS = Path("docs/results")
 
 
@@ -130,11 +133,13 @@ def _parse(
     study: Study, name: str, preset: str, argv: list[str], prog: str | None
 ) -> tuple[Options, Experiment]:
     declared = study.row(name, preset)
-    parsed = tyro.cli(
+    parsed = _one_line_errors(
+        tyro.cli,
         _Arguments,
         prog=prog,
         args=argv,
-        default=_Arguments(Options(), declared),
+        # An empty default: tyro would offer the preset's overrides alone, each as a flag.
+        default=_Arguments(Options(), dataclasses.replace(declared, model_args={})),
         description=study.doc,
     )
     experiment = dataclasses.replace(
@@ -143,6 +148,22 @@ def _parse(
     if experiments.differences(declared, experiment):
         experiment = dataclasses.replace(experiment, preset="custom")
     return parsed.options, experiment
+
+
+def _one_line_errors(parse: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Calls tyro's parser; a `SegzooError` of a nested dataclass comes out bare, not in a box."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(held):
+            return parse(*arguments, **options)
+    except SystemExit as stopped:
+        cause: BaseException | None = stopped
+        while cause is not None and not isinstance(cause, SegzooError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(held.getvalue())
+        raise
 
 
 def _initialize(options: Options) -> None:
@@ -174,6 +195,7 @@ def run(study: Study, rows: Sequence[Experiment], options: Options) -> int:
                 experiment, dataset = smoke(experiment)
             else:
                 dataset = assembly.open_dataset(experiment)
+            dataset.source(experiment.test_split)  # rather fail now than after the training
             outcome = train(experiment, folder, dataset=dataset)
             if outcome.stopped_by is not None:
                 parallel.log(
