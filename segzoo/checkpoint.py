@@ -6,7 +6,9 @@ atomic: a process killed at any moment leaves the checkpoints before it intact.
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from segzoo.errors import SegzooError
 
 FOLDER = "checkpoints"
 _SCORE = "score"
+_SCORE_FILE = "metrics/metrics"  # in a checkpoint's folder, as Orbax names it
 
 # Orbax reports through absl what is no news to a user: options it sets by itself.
 logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -34,6 +37,9 @@ class Checkpoints:
 
     def __init__(self, run_folder: Path, *, mode: Literal["max", "min"] = "max"):
         self.folder = (Path(run_folder) / FOLDER).absolute()
+        if parallel.is_main_process():
+            _forget_damaged_scores(self.folder)
+        parallel.any_process(False)  # the others wait until that is done
 
         def score(metrics: dict[str, float]) -> float:
             return metrics[_SCORE]
@@ -120,6 +126,16 @@ class Checkpoints:
         self._manager.close()
 
 
+def _forget_damaged_scores(folder: Path) -> None:
+    """Removes scores that cannot be read, over which Orbax would refuse all checkpoints."""
+    for path in folder.glob(f"*/{_SCORE_FILE}"):
+        try:
+            json.loads(path.read_text())[_SCORE]
+        except (ValueError, KeyError, TypeError):
+            parallel.log(f"{path} cannot be read; the score of that checkpoint is unknown now.")
+            shutil.rmtree(path.parent)
+
+
 def _reason(error: Exception) -> str:
     return str(error).split("\n", 1)[0] or repr(error)
 
@@ -155,7 +171,11 @@ def restore_variables(
     options = ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics[_SCORE], best_mode=mode, read_only=True
     )
-    with ocp.CheckpointManager(folder, options=options) as manager:
+    try:
+        manager = ocp.CheckpointManager(folder, options=options)
+    except ValueError as error:
+        raise SegzooError(f"{folder}: the scores cannot be read ({_reason(error)}).") from error
+    with manager:
         step = manager.best_step() if which == "best" else None
         step = manager.latest_step() if step is None else step
         if step is None:
