@@ -1,6 +1,8 @@
 """Every test sees several CPU devices; the environment is set before jax reads it."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's CPU client dead-locks on collectives unless its pool has two threads per device.
@@ -76,3 +78,24 @@ def assert_same_function():
             np.testing.assert_allclose(gradient / size, reference / size, atol=atol)
 
     return check
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """`tests/programs/tiny.py`: a registered model, an experiment and data that train in no time."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from segzoo import registry
+
+    place = Path(__file__).parent / "programs" / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny", place)
+    module = importlib.util.module_from_spec(spec)
+    # Most of such a run's time goes into compiling what the run before it compiled.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compilation_cache.reset_cache()
+    spec.loader.exec_module(module)
+    yield module
+    del registry._ENTRIES["tiny"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()

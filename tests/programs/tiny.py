@@ -1,0 +1,63 @@
+"""A model, an experiment and data so small that a whole run takes a second or two."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from segzoo import data, registry
+from segzoo.data.augment import Augment
+from segzoo.data.made import MadeDataset
+from segzoo.experiment import Experiment
+from segzoo.optim import Optimizer
+
+
+class Tiny(nn.Module):
+    """Two convolutions, with BatchNorm and drop-out so that a run has all kinds of state."""
+
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    width: int = 4
+    norm: bool = True
+    dropout: float = 0.2
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(image)
+        if self.norm:
+            x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
+
+
+@registry.register(task="semantic", paper="none", input_shape=(16, 16, 3))
+def tiny(
+    *, num_classes=2, dtype=jnp.float32, axis_name=None, width=4, norm=True, dropout=0.2
+) -> nn.Module:
+    """Two convolutions."""
+    return Tiny(num_classes, dtype, axis_name, width, norm, dropout)
+
+
+def experiment(**changes) -> Experiment:
+    """Twelve steps, a row of the log each, an evaluation every four, a checkpoint every two."""
+    fields = {
+        "name": "tiny",
+        "model": "tiny",
+        "dataset": "camvid",
+        "steps": 12,
+        "batch_size": 4,
+        "optimizer": Optimizer(name="adam", learning_rate=0.02),
+        "augment": Augment(flip_horizontal=True, brightness=0.1),
+        "ema": 0.9,
+        "log_every": 1,
+        "eval_every": 4,
+        "checkpoint_every": 2,
+        "pictures": 1,
+        "loader_threads": 1,
+    }
+    return Experiment(**{**fields, **changes})
+
+
+def dataset(size=(16, 16)) -> MadeDataset:
+    """Made-up examples with the classes of CamVid."""
+    return MadeDataset(data.get("camvid").spec, size, {"train": 10, "val": 4, "test": 6})
