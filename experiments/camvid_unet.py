@@ -48,12 +48,12 @@ def small(full: Experiment) -> Experiment:
     """A third of the resolution, a quarter of the width, for two CPU cores."""
     return dataclasses.replace(
         full,
-        model_args={**full.model_args, "width": 16},
+        model_args={**full.model_args, "width": 16, "dropout": 0.0},
         image_size=(120, 160),
-        steps=800,
-        optimizer=dataclasses.replace(full.optimizer, learning_rate=2e-3, warmup_steps=50),
+        steps=400,
+        optimizer=dataclasses.replace(full.optimizer, learning_rate=5e-3, warmup_steps=50),
         dtype="float32",
-        eval_every=200,
+        eval_every=100,
         checkpoint_every=100,
     )
 

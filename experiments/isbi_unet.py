@@ -52,16 +52,16 @@ def small(full: Experiment) -> Experiment:
     """Half the resolution, padded convolutions, a quarter of the width, Adam: two CPU cores."""
     return dataclasses.replace(
         full,
-        model_args={"width": 16, "norm": "batch"},
+        model_args={"width": 16, "norm": "batch", "dropout": 0.0},
         image_size=(256, 256),
         batch_size=4,
-        steps=400,
+        steps=200,
         optimizer=Optimizer(
-            name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=50, clip_norm=10.0
+            name="adam", learning_rate=5e-3, schedule="cosine", warmup_steps=50, clip_norm=10.0
         ),
         augment=dataclasses.replace(full.augment, crop_size=None, elastic_sigma=5.0),
-        eval_every=100,
-        checkpoint_every=100,
+        eval_every=50,
+        checkpoint_every=50,
     )
 
 

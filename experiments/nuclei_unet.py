@@ -51,11 +51,11 @@ def small(full: Experiment) -> Experiment:
     """Crops of 128 and a quarter of the width, for two CPU cores."""
     return dataclasses.replace(
         full,
-        model_args={**full.model_args, "width": 16},
+        model_args={**full.model_args, "width": 16, "dropout": 0.0},
         augment=dataclasses.replace(full.augment, crop_size=(128, 128)),
         batch_size=8,
-        steps=500,
-        optimizer=dataclasses.replace(full.optimizer, learning_rate=2e-3, warmup_steps=50),
+        steps=300,
+        optimizer=dataclasses.replace(full.optimizer, learning_rate=5e-3, warmup_steps=50),
         dtype="float32",
         eval_every=100,
         checkpoint_every=100,

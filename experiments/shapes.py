@@ -14,7 +14,6 @@ precision, 0.7861 for standard. Ours, and how long it took: docs/results.md.
 import dataclasses
 import sys
 
-from segzoo.data.augment import Augment
 from segzoo.experiment import Experiment, Published
 from segzoo.optim import Optimizer
 from segzoo.study import Study, main
@@ -27,27 +26,26 @@ FULL = Experiment(
     model_args={"width": 16, "norm": "batch"},
     dataset="shapes",
     batch_size=16,
-    steps=2000,
-    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=50),
-    augment=Augment(flip_horizontal=True, flip_vertical=True),
-    eval_every=200,
+    steps=400,
+    optimizer=Optimizer(name="adam", learning_rate=1e-2, schedule="cosine", warmup_steps=50),
+    eval_every=100,
     checkpoint_every=100,
 )
 
 
 def _row(model: str, published: float | None) -> Experiment:
     number = Published("miou", published, SOURCE, "its own images and split") if published else None
-    return dataclasses.replace(FULL, model=model, published=number)
+    args = dict(FULL.model_args)
+    if model != "attention_unet":
+        # Half of so narrow a net's deepest channels are too many to drop in so short a run.
+        args["dropout"] = 0.0
+    return dataclasses.replace(FULL, model=model, model_args=args, published=number)
 
 
 def quick(full: Experiment) -> Experiment:
-    """Half-size images, a quarter of the steps, half the width."""
+    """Half-size images and half the width."""
     return dataclasses.replace(
-        full,
-        model_args={**full.model_args, "width": 8},
-        image_size=(64, 64),
-        steps=400,
-        eval_every=100,
+        full, model_args={**full.model_args, "width": 8}, image_size=(64, 64)
     )
 
 
