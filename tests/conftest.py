@@ -82,7 +82,7 @@ def assert_same_function():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """`tests/programs/tiny.py`: a registered model, an experiment and data that train in no time."""
+    """`tests/programs/tiny.py`: a registered model, an experiment and data that train at once."""
     from jax.experimental.compilation_cache import compilation_cache
 
     from segzoo import registry
