@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
     ),
 )
 
-STUDY = Study(__doc__, rows={"unet": EXPERIMENT})
+STUDY = Study(__doc__, rows={"unet": EXPERIMENT}, in_table=False)
 
 if __name__ == "__main__":
     sys.exit(main(STUDY))

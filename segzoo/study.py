@@ -42,12 +42,14 @@ class Study:
         rows: full-size experiments by row name; all belong to the same module.
         presets: cheaper sizes by name, as functions of the full-size experiment.
         first: the preset that runs when none is named.
+        in_table: whether the rows belong into the tables of results.
     """
 
     doc: str
     rows: Mapping[str, Experiment]
     presets: Mapping[str, Change] = dataclasses.field(default_factory=dict)
     first: str = "full"
+    in_table: bool = True
 
     def row(self, name: str, preset: str) -> Experiment:
         """Returns a row at a preset's size.
@@ -348,6 +350,7 @@ def declared() -> list[Experiment]:
     return [
         study.row(row, preset)
         for study in studies
+        if study.in_table
         for preset in ("full", *study.presets)
         for row in study.rows
     ]

@@ -25,7 +25,7 @@ from segzoo import assembly, evaluate, parallel, tasks
 from segzoo import experiment as experiments
 from segzoo.checkpoint import Checkpoints
 from segzoo.data import augment
-from segzoo.data.pipeline import train_batches
+from segzoo.data.pipeline import device_prefetch, train_batches
 from segzoo.data.spec import Dataset, DatasetSpec
 from segzoo.errors import SegzooError, check_name
 from segzoo.experiment import Experiment
@@ -381,6 +381,7 @@ def train(
         threads=experiment.loader_threads,
         workers=experiment.loader_workers,
     )
+    stream = device_prefetch(batches, parallel.shard_batch)
     log = RunLog(folder, step=begin, total=experiment.steps, title=experiment.label)
     watch = Watch(experiment, folder, log)
     try:
@@ -388,7 +389,7 @@ def train(
             for step in range(begin + 1, experiment.steps + 1):
                 if patience_is_over(experiment, log):
                     break
-                state, metrics = train_step(state, parallel.shard_batch(next(batches)))
+                state, metrics = train_step(state, next(stream))
                 watch.add(step, metrics)
                 last = step == experiment.steps
                 if last or step % experiment.log_every == 0:
@@ -409,7 +410,8 @@ def train(
                     break
             stopping = parallel.any_process(stop.signal_name is not None)
     finally:
-        batches.close()
+        stream.close()
+        batches.close()  # a stream that was never begun does not close them
         log.close()
         checkpoints.close()
     name = stop.signal_name or "a signal to another process"

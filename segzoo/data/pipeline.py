@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grain
@@ -21,6 +21,7 @@ from segzoo.data.statistics import image_shapes
 from segzoo.errors import SegzooError, check_positive_int
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Batches(Iterator[Batch]):
@@ -182,7 +183,9 @@ def eval_batches(
     return Batches(batches, threads, workers)
 
 
-def device_prefetch(batches: Iterable[T], put: Callable[[T], T], depth: int = 2) -> Iterator[T]:
+def device_prefetch(
+    batches: Iterable[T], put: Callable[[T], U], depth: int = 2
+) -> Generator[U, None, None]:
     """Yields `put(batch)` for each batch, keeping `depth` of them on their way to the device.
 
     `put` starts a copy and returns at once, as `jax.device_put` does, so copies overlap with the
@@ -193,7 +196,7 @@ def device_prefetch(batches: Iterable[T], put: Callable[[T], T], depth: int = 2)
         put: starts the copy of one batch to where it is used.
         depth: how many batches to be ahead; 0 copies when asked.
     """
-    ahead: collections.deque[T] = collections.deque()
+    ahead: collections.deque[U] = collections.deque()
     try:
         for batch in batches:
             ahead.append(put(batch))
