@@ -8,11 +8,12 @@ from segzoo import data, registry
 from segzoo.data.augment import Augment
 from segzoo.data.made import MadeDataset
 from segzoo.experiment import Experiment
+from segzoo.layers import Dropout
 from segzoo.optim import Optimizer
 
 
 class Tiny(nn.Module):
-    """Two convolutions, with BatchNorm and drop-out so that a run has all kinds of state."""
+    """Two convolutions, with BatchNorm and drop-out, so that a run has all kinds of state."""
 
     num_classes: int
     dtype: jnp.dtype = jnp.float32
@@ -20,22 +21,35 @@ class Tiny(nn.Module):
     width: int = 4
     norm: bool = True
     dropout: float = 0.2
+    head: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(image)
+        # BatchNorm takes a bias out again: its gradient would be rounding alone.
+        x = nn.Conv(self.width, (3, 3), use_bias=not self.norm, dtype=self.dtype)(image)
         if self.norm:
             x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        x = Dropout(self.dropout, self.axis_name)(nn.relu(x), deterministic=not train)
+        if self.head:
+            early = nn.Conv(self.num_classes, (1, 1), name="head")(x)
+            if not self.is_initializing():
+                self.sow("aux_logits", "early", early)
         return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
 
 
 @registry.register(task="semantic", paper="none", input_shape=(16, 16, 3))
 def tiny(
-    *, num_classes=2, dtype=jnp.float32, axis_name=None, width=4, norm=True, dropout=0.2
+    *,
+    num_classes=2,
+    dtype=jnp.float32,
+    axis_name=None,
+    width=4,
+    norm=True,
+    dropout=0.2,
+    head=False,
 ) -> nn.Module:
     """Two convolutions."""
-    return Tiny(num_classes, dtype, axis_name, width, norm, dropout)
+    return Tiny(num_classes, dtype, axis_name, width, norm, dropout, head)
 
 
 def experiment(**changes) -> Experiment:
