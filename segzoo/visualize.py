@@ -156,7 +156,9 @@ def curves(metrics: Path | str) -> Image.Image:
     steps, values = _series(rows, "train", "loss")
     if steps:
         losses.plot(steps, values, color="#4c6ef5", alpha=0.25, linewidth=1)
-        losses.plot(steps, _smooth(values), color="#4c6ef5", label="train (smoothed)")
+        # Over about a tenth of the run; a short one has little to smooth.
+        decay = min(0.9, max(0.0, 1.0 - 10.0 / len(values)))
+        losses.plot(steps, _smooth(values, decay), color="#4c6ef5", label="train (smoothed)")
     steps, values = _series(rows, "val", "loss")
     if steps:
         losses.plot(steps, values, color="#e8590c", marker="o", markersize=3, label="val")
@@ -207,7 +209,7 @@ def _series(rows: list[dict[str, Any]], split: str, name: str) -> tuple[list[int
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _smooth(values: list[float], decay: float = 0.9) -> list[float]:
+def _smooth(values: list[float], decay: float) -> list[float]:
     """An exponential average, corrected for its start at zero."""
     average, weight, smoothed = 0.0, 0.0, []
     for value in values:
