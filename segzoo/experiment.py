@@ -173,7 +173,9 @@ def _build(cls: type[Any], values: dict[str, Any]) -> Any:
     for name, value in values.items():
         kinds = [hints[name], *getattr(hints[name], "__args__", ())]
         nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-        if nested is not None and isinstance(value, dict):
+        if nested is not None and value is not None:
+            if not isinstance(value, dict):
+                raise TypeError(f"{name} is {value!r}")
             value = _build(nested, value)  # type: ignore[arg-type]
         elif isinstance(value, list):
             value = tuple(value)
