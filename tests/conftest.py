@@ -91,11 +91,17 @@ def tiny(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("tiny", place)
     module = importlib.util.module_from_spec(spec)
     # Most of such a run's time goes into compiling what the run before it compiled.
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
     spec.loader.exec_module(module)
     yield module
     del registry._ENTRIES["tiny"]
-    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in before.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()

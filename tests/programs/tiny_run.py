@@ -4,7 +4,7 @@ import sys
 
 import tiny
 
-EXPERIMENT = tiny.experiment(steps=60, eval_every=20, checkpoint_every=1)
+EXPERIMENT = tiny.experiment(steps=120, eval_every=20, checkpoint_every=1)
 
 if __name__ == "__main__":
     from segzoo.train import train

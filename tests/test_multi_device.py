@@ -1,0 +1,69 @@
+"""One run on one device, on four, and on two processes of two: the same numbers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "curve.py"
+SECONDS = 240
+
+
+def curves(folder, *, backend="pmap", devices=1, processes=1):
+    """Runs the program, in as many processes as told; returns what each of them found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(PROGRAM), str(folder), f"--backend={backend}"]
+    command += [f"--devices={devices}", f"--processes={processes}", f"--port={port}"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    running = [
+        subprocess.Popen(
+            [*command, f"--process={number}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    try:
+        said = [process.communicate(timeout=SECONDS) for process in running]
+    finally:
+        for process in running:  # a stuck process of several takes no milder signal
+            process.kill()
+            process.wait()
+    for process, (_, errors) in zip(running, said, strict=True):
+        assert process.returncode == 0, errors
+    return [json.loads(output.splitlines()[-1]) for output, _ in said]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"devices": 1, "backend": "pmap"},
+        {"devices": 4, "backend": "pmap"},
+        {"devices": 4, "backend": "shard_map"},
+        {"devices": 2, "processes": 2},
+    ],
+    ids=["pmap of 1", "pmap of 4", "shard_map of 4", "2 processes of 2"],
+)
+def test_devices_and_processes_do_not_change_a_run(tmp_path, one_device, how):
+    for found in curves(tmp_path, **how):
+        np.testing.assert_allclose(found["losses"], one_device["losses"], rtol=1e-5)
+        np.testing.assert_allclose(found["val"], one_device["val"], rtol=1e-5)
+        assert found["confusion"] == one_device["confusion"]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    (found,) = curves(tmp_path_factory.mktemp("curve"), backend="jit")
+    assert len(found["losses"]) == 6
+    assert found["losses"][-1] < found["losses"][0]
+    return found
