@@ -1,6 +1,6 @@
 """Three U-Nets and an Attention U-Net on generated shapes: a classic teaching experiment.
 
-    python -m experiments.shapes                    # quick: half-size images, narrow, minutes
+    python -m experiments.shapes                    # quick: half-size images, minutes
     python -m experiments.shapes --preset full      # 128x128
 
 Overlapping ellipses and rectangles with noise, three classes with the background, 800/100/100
@@ -23,7 +23,7 @@ SOURCE = "the teaching experiment's report"
 FULL = Experiment(
     name="shapes",
     model="unet_standard",
-    model_args={"width": 12, "norm": "batch"},
+    model_args={"width": 8, "norm": "batch"},
     dataset="shapes",
     batch_size=16,
     steps=400,
@@ -43,10 +43,8 @@ def _row(model: str, published: float | None) -> Experiment:
 
 
 def quick(full: Experiment) -> Experiment:
-    """Half-size images, narrower still."""
-    return dataclasses.replace(
-        full, model_args={**full.model_args, "width": 8}, image_size=(64, 64)
-    )
+    """Half-size images."""
+    return dataclasses.replace(full, image_size=(64, 64))
 
 
 STUDY = Study(
