@@ -261,13 +261,14 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
 
 
 def print_table(records: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the headline score of each record, and the classes' own, in percent."""
+    """Prints the headline scores of each record, and those of up to five classes, in percent."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{records[0]['dataset']}, {records[0]['split']} split")
     semantic = records[0]["task"] == "semantic"
     names = list(records[0]["scores"]["iou"]) if semantic else []
+    names = names if len(names) <= 5 else []
     headline = ["mIoU", "pixel acc."] if semantic else ["accuracy", "error"]
     for column in ("row", "parameters", *headline, *names, "published", "minutes"):
         table.add_column(column, justify="left" if column == "row" else "right")
