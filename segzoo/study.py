@@ -115,6 +115,8 @@ def _main(study: Study, argv: list[str], prog: str | None) -> int:
     for name in options.only:
         check_name("row", name, study.rows)
     chosen = [row for _, row in rows if not options.only or row.row in options.only]
+    if options.record and options.smoke:
+        raise SegzooError("--record takes a run on the real data, not --smoke.")
     if options.record and any(row.preset == "custom" for row in chosen):
         raise SegzooError("--record takes a preset as it stands, not a changed one.")
     _initialize(options)
