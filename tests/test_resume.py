@@ -72,36 +72,13 @@ def straight(undisturbed, tmp_path):
     return shutil.copytree(undisturbed, tmp_path / "straight")
 
 
-class Stopping:
-    """A dataset that sends this process a signal when its n-th training example is read."""
-
-    def __init__(self, dataset, number, after):
-        self._dataset, self.spec, self.splits = dataset, dataset.spec, dataset.splits
-        self._number, self._left = number, after
-
-    def source(self, split):
-        inner = self._dataset.source(split)
-        if split != "train":
-            return inner
-        outer = self
-
-        class Source:
-            def __len__(self):
-                return len(inner)
-
-            def __getitem__(self, index):
-                outer._left -= 1
-                if outer._left == 0:
-                    os.kill(os.getpid(), outer._number)
-                return inner[index]
-
-        return Source()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, straight, number):
+    def stop(example):
+        os.kill(os.getpid(), number)
+
     experiment, folder = tiny.experiment(), tmp_path / "stopped"
-    first = train(experiment, folder, dataset=Stopping(tiny.dataset(), number, after=22))
+    first = train(experiment, folder, dataset=tiny.Trapped(22, stop))
     assert first.stopped_by == signal.Signals(number).name
     assert 0 < first.step < experiment.steps
     assert Checkpoints(folder).latest_step == first.step

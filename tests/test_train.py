@@ -196,39 +196,19 @@ def test_one_sum_over_the_devices_holds_the_gradient_and_nothing_more(tiny):
 # --- the loop -----------------------------------------------------------------------------------
 
 
-class Spoilt:
-    """A dataset whose n-th training example has a label that is no class."""
-
-    def __init__(self, dataset, after):
-        self._dataset, self.spec, self.splits = dataset, dataset.spec, dataset.splits
-        self._left = after
-
-    def source(self, split):
-        inner, outer = self._dataset.source(split), self
-
-        class Source:
-            def __len__(self):
-                return len(inner)
-
-            def __getitem__(self, index):
-                example = inner[index]
-                outer._left -= split == "train"
-                if outer._left == 0:
-                    example["label"][5:9] = 77
-                return example
-
-        return Source()
+def spoil(example):
+    """Puts labels into an example that are no class."""
+    example["label"][5:9] = 77
 
 
 def test_a_loss_that_is_not_finite_names_step_folder_and_checkpoint(tiny, tmp_path):
-    # The shape is read off one example; each step takes four more.
     with pytest.raises(SegzooError) as caught:
-        train(tiny.experiment(), tmp_path / "late", dataset=Spoilt(tiny.dataset(), 1 + 4 * 6 + 2))
+        train(tiny.experiment(), tmp_path / "late", dataset=tiny.Trapped(1 + 4 * 6 + 2, spoil))
     assert str(caught.value) == (
         f"loss is not finite at step 7 in {tmp_path / 'late'}; the last good checkpoint is step 6."
     )
     with pytest.raises(SegzooError, match=r"at step 1 in .*; there is no checkpoint yet"):
-        train(tiny.experiment(), tmp_path / "early", dataset=Spoilt(tiny.dataset(), 2))
+        train(tiny.experiment(), tmp_path / "early", dataset=tiny.Trapped(2, spoil))
     # The example at fault mended, the run goes on.
     assert train(tiny.experiment(), tmp_path / "late", dataset=tiny.dataset()).step == 12
 
@@ -239,7 +219,7 @@ def test_a_loss_found_late_does_not_reach_a_checkpoint(tiny, tmp_path):
         train(
             tiny.experiment(log_every=12),
             tmp_path / "run",
-            dataset=Spoilt(tiny.dataset(), 1 + 4 * 6 + 2),
+            dataset=tiny.Trapped(1 + 4 * 6 + 2, spoil),
         )
     assert not (tmp_path / "run" / "checkpoints" / "8").exists()
 

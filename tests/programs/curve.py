@@ -41,7 +41,7 @@ def main() -> None:
     experiment = Experiment(
         name="curve",
         model="unet",
-        model_args={"width": 4, "depth": 2, "norm": arguments.norm, "dropout": 0.3},
+        model_args={"width": 4, "depth": 1, "norm": arguments.norm, "dropout": 0.3},
         dataset="camvid",
         steps=6,
         batch_size=4,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from segzoo import data, registry
 from segzoo.data.augment import Augment
 from segzoo.data.made import MadeDataset
+from segzoo.data.spec import Dataset
 from segzoo.experiment import Experiment
 from segzoo.layers import Dropout
 from segzoo.optim import Optimizer
@@ -75,3 +76,39 @@ def experiment(**changes) -> Experiment:
 def dataset(size=(16, 16)) -> MadeDataset:
     """Made-up examples with the classes of CamVid."""
     return MadeDataset(data.get("camvid").spec, size, {"train": 10, "val": 4, "test": 6})
+
+
+class Trapped(Dataset):
+    """The dataset, with something that happens when its n-th training example is read.
+
+    The first is read for its shape alone; then come four a step.
+    """
+
+    def __init__(self, number, act):
+        self._dataset, self._left, self._act = dataset(), number, act
+        self.spec = self._dataset.spec
+
+    @property
+    def splits(self):
+        return self._dataset.splits
+
+    def source(self, split):
+        inner = self._dataset.source(split)
+        return TrappedSource(self, inner) if split == "train" else inner
+
+    def read(self, example):
+        self._left -= 1
+        if self._left == 0:
+            self._act(example)
+        return example
+
+
+class TrappedSource:
+    def __init__(self, trap, inner):
+        self._trap, self._inner = trap, inner
+
+    def __len__(self):
+        return len(self._inner)
+
+    def __getitem__(self, index):
+        return self._trap.read(self._inner[index])
