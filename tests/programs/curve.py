@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--port", type=int)
-    parser.add_argument("--norm", default="batch")
+    parser.add_argument("--evaluate", type=Path, help="another run, scored as well")
     arguments = parser.parse_args()
 
     from segzoo import parallel
@@ -41,7 +41,7 @@ def main() -> None:
     experiment = Experiment(
         name="curve",
         model="unet",
-        model_args={"width": 4, "depth": 1, "norm": arguments.norm, "dropout": 0.3},
+        model_args={"width": 4, "depth": 1, "norm": "batch", "dropout": 0.3},
         dataset="camvid",
         steps=6,
         batch_size=4,
@@ -55,7 +55,8 @@ def main() -> None:
     )
     dataset = MadeDataset(data.get("camvid").spec, (24, 32), {"train": 10, "val": 5, "test": 7})
     train(experiment, arguments.folder, dataset=dataset, backend=arguments.backend)
-    record = evaluate.evaluate_checkpoint(arguments.folder, experiment, dataset)
+    scored = arguments.evaluate or arguments.folder
+    record = evaluate.evaluate_checkpoint(scored, experiment, dataset)
     rows = [json.loads(line) for line in (arguments.folder / "metrics.jsonl").open()]
     result = {
         "losses": [row["loss"] for row in rows if row["split"] == "train"],
