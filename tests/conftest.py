@@ -12,14 +12,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     ).strip()
-# A shell without job control starts background commands with SIGINT ignored, and their children
-# inherit that; the tests of Ctrl-C need it as in a terminal.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+# A shell without job control starts background commands with SIGINT ignored, and their children
+# inherit that; the tests of Ctrl-C need it as in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
