@@ -178,7 +178,7 @@ def test_twenty_kills_change_nothing(tmp_path):
 
     finish(start(tmp_path / "straight"))  # fills the cache, too
 
-    folder, draw, hits = tmp_path / "killed0", random.Random(0), []
+    folder, draw, hits = tmp_path / "killed", random.Random(0), []
     while len(hits) < 20:
         process = start(folder)
         before = reached(folder)
@@ -192,7 +192,7 @@ def test_twenty_kills_change_nothing(tmp_path):
         _, said = process.communicate()
         if process.returncode == 0:  # it was quicker than the blow: the next ones hit a new run
             assert_same_run(folder, tmp_path / "straight", tiny_run.EXPERIMENT)
-            folder = tmp_path / f"killed{len(hits)}"
+            folder = folder.with_name(folder.name + "+")
             continue
         assert process.returncode == -signal.SIGKILL, said
         hits.append(reached(folder))
