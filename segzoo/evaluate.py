@@ -174,9 +174,8 @@ def protocol(experiment: Experiment, task: tasks.Task, split: str) -> str:
     if experiment.image_size is not None:
         size = "x".join(map(str, experiment.image_size)) + f" ({experiment.image_fit})"
     return (
-        f"{experiment.test_split if split == experiment.test_split else split!r} split at {size}, "
-        f"single scale, no flips; checkpoint picked by {experiment.monitor} on "
-        f"{experiment.val_split!r}. {task.definition}"
+        f"{split!r} split at {size}, single scale, no flips; checkpoint picked by "
+        f"{experiment.monitor} on {experiment.val_split!r}. {task.definition}"
     )
 
 
