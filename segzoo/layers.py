@@ -91,15 +91,19 @@ class Norm(nn.Module):
     """Normalisation by name, with float32 statistics whatever the dtype of computation.
 
     Attributes:
-        kind: "none"; "batch": momentum 0.9, epsilon 1e-5, statistics over all devices of
-            `axis_name`; "group": 8 groups, or the largest divisor of 8 the channels allow.
+        kind: "none"; "batch": statistics over all devices of `axis_name`; "group": 8 groups, or the
+            largest divisor of 8 the channels allow.
         dtype: of the result.
         axis_name: the mapped axis batch statistics are averaged over while training.
+        momentum: the share of its old value a running statistic keeps in a step.
+        epsilon: added to the variance.
     """
 
     kind: NormKind = "batch"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -110,14 +114,14 @@ class Norm(nn.Module):
         if self.kind == "batch":
             norm = nn.BatchNorm(
                 use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
             )
         else:
             check_choice("norm", self.kind, NORMS)
-            norm = nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=self.dtype)
+            norm = nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=self.epsilon, dtype=self.dtype)
         nn.share_scope(self, norm)  # one level in the tree of parameters, not two
         return norm(x)
 
@@ -131,7 +135,10 @@ class ConvNormAct(nn.Module):
         strides: one number for all spatial axes.
         dilation: one number for all spatial axes.
         padding: as for `nn.Conv`: "SAME", "VALID" or `(before, after)` pairs.
+        groups: the channels are convolved in so many separate groups.
         norm: "none", "batch" or "group".
+        momentum: see `Norm`.
+        epsilon: see `Norm`.
         use_bias: of the convolution; by default only without normalisation, whose own offset would
             make it redundant.
         activation: the last step.
@@ -144,7 +151,10 @@ class ConvNormAct(nn.Module):
     strides: int = 1
     dilation: int = 1
     padding: str | Sequence[tuple[int, int]] = "SAME"
+    groups: int = 1
     norm: NormKind = "none"
+    momentum: float = 0.9
+    epsilon: float = 1e-5
     use_bias: bool | None = None
     activation: Callable[[Array], Array] = nn.relu
     dtype: Any = jnp.float32
@@ -160,11 +170,14 @@ class ConvNormAct(nn.Module):
             strides=self.strides,
             kernel_dilation=self.dilation,
             padding=self.padding,
+            feature_group_count=self.groups,
             use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = Norm(self.norm, dtype=self.dtype, axis_name=self.axis_name, name="norm")(x, train=train)
+        x = Norm(self.norm, self.dtype, self.axis_name, self.momentum, self.epsilon, name="norm")(
+            x, train=train
+        )
         return self.activation(x)
 
 

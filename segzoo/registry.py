@@ -29,6 +29,8 @@ class ModelEntry:
         task: what the module's output means.
         paper: where it was published, as `arXiv:...` or a citation.
         input_shape: `(*S, C)` of a typical input, used where none is given (`segzoo info`, tests).
+        parameters: how many trained values the published network has, exactly.
+        gmacs: its published cost at `input_shape`, in 1e9 multiply-adds.
     """
 
     name: str
@@ -36,6 +38,8 @@ class ModelEntry:
     task: TaskName
     paper: str
     input_shape: tuple[int, ...]
+    parameters: int | None = None
+    gmacs: float | None = None
 
     @property
     def summary(self) -> str:
@@ -53,7 +57,12 @@ _ENTRIES: dict[str, ModelEntry] = {}
 
 
 def register(
-    *, task: TaskName, paper: str, input_shape: tuple[int, ...] = (224, 224, 3)
+    *,
+    task: TaskName,
+    paper: str,
+    input_shape: tuple[int, ...] = (224, 224, 3),
+    parameters: int | None = None,
+    gmacs: float | None = None,
 ) -> Callable[[Builder], Builder]:
     """Registers a builder under its own name.
 
@@ -64,6 +73,10 @@ def register(
         task: "semantic", "instance" or "classification".
         paper: the publication, e.g. "arXiv:1505.04597".
         input_shape: `(*S, C)` of a typical input.
+        parameters: the exact number published for the builder's defaults, or counted by hand from
+            the paper or on an independent implementation; the tests hold the builder to it.
+        gmacs: 1e9 multiply-adds published for a forward pass at `input_shape`, likewise; 1 % off
+            is the tests' tolerance.
 
     Raises:
         SegzooError: when the name is taken, or a parameter is not a plain keyword with a default.
@@ -84,7 +97,7 @@ def register(
                 )
             if parameter.default is parameter.empty:
                 raise SegzooError(f"override {parameter.name!r} of {name!r} needs a default.")
-        _ENTRIES[name] = ModelEntry(name, builder, task, paper, input_shape)
+        _ENTRIES[name] = ModelEntry(name, builder, task, paper, input_shape, parameters, gmacs)
         return builder
 
     return decorate
@@ -93,6 +106,7 @@ def register(
 @functools.cache
 def _import_zoo() -> None:
     """Imports every model file once, on first need: `import segzoo` itself stays light."""
+    importlib.import_module("segzoo.backbones")
     importlib.import_module("segzoo.models")
 
 

@@ -1,1 +1,8 @@
-"""Image -> features, finest first; one file per paper."""
+"""Image -> features, finest first, and the classifiers over them; one file per paper.
+
+Importing this package registers them all.
+"""
+
+from segzoo.backbones import vgg
+
+__all__ = ["vgg"]

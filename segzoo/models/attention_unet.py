@@ -34,7 +34,7 @@ from segzoo.layers import (
     pad_to_multiple,
     resize,
 )
-from segzoo.models.checks import check_common, check_image
+from segzoo.checks import check_common, check_image
 from segzoo.models.unet import DoubleConv
 from segzoo.registry import register
 

@@ -35,7 +35,7 @@ from segzoo.layers import (
     pad_to_multiple,
     resize,
 )
-from segzoo.models.checks import check_common, check_image, check_rate
+from segzoo.checks import check_common, check_image, check_rate
 from segzoo.registry import register
 
 Array = jax.Array
