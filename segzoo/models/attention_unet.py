@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from segzoo.checks import check_common, check_image
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.layers import (
     Conv,
@@ -34,7 +35,6 @@ from segzoo.layers import (
     pad_to_multiple,
     resize,
 )
-from segzoo.checks import check_common, check_image
 from segzoo.models.unet import DoubleConv
 from segzoo.registry import register
 

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from segzoo.backbones.vgg import VGG
+from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import ConvNormAct, ConvTranspose, Dropout, Score, bilinear_kernel
-from segzoo.checks import check_common, check_image, check_rate
 from segzoo.registry import register
 
 Array = jax.Array

@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import (
     ConvNormAct,
@@ -35,7 +36,6 @@ from segzoo.layers import (
     pad_to_multiple,
     resize,
 )
-from segzoo.checks import check_common, check_image, check_rate
 from segzoo.registry import register
 
 Array = jax.Array
