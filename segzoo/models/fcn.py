@@ -6,9 +6,10 @@ pool3; the paper trains each from the coarser one (`from_coarser`). Geometry as 
 released networks: 100 zeros around the image, pools that keep the remainder, and fixed crop
 offsets that put every score where its receptive field is centred, so that any image size works.
 
-Choices: all up-convolutions are learnable, as in the paper's text for all but the last; pool
-scores are not scaled (the release's "at-once" nets scale them); convolutions start from He's
-initialisation where no pretrained weights replace it, and score layers from zero as in the paper.
+Choices: `norm` puts batch norm into VGG, which the paper has not; all up-convolutions are
+learnable, as in the paper's text for all but the last; pool scores are not scaled (the release's
+"at-once" nets scale them); convolutions start from He's initialisation where no pretrained weights
+replace it, and score layers from zero as in the paper.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ import jax.numpy as jnp
 from segzoo.backbones.vgg import VGG
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
-from segzoo.layers import ConvNormAct, ConvTranspose, Dropout, Score, bilinear_kernel
+from segzoo.layers import (
+    ConvNormAct,
+    ConvTranspose,
+    Dropout,
+    NormKind,
+    Score,
+    bilinear_kernel,
+)
 from segzoo.registry import register
 
 Array = jax.Array
@@ -87,17 +95,19 @@ class FCN(nn.Module):
     Attributes:
         num_classes: K.
         dtype: of the computation; parameters, scores and logits are float32.
-        axis_name: the mapped axis of drop-out.
+        axis_name: the mapped axis of batch norm and drop-out.
+        backbone: VGG-16 with the paper's padding.
         stride: of the finest scores: 32, 16 or 8.
-        width: channels of VGG's first stage, 64 in the paper; fc6 and fc7 have 64 times as many.
+        hidden: channels of fc6 and fc7.
         dropout: the rate after fc6 and fc7.
     """
 
-    num_classes: int = 21
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    num_classes: int
+    dtype: Any
+    axis_name: str | None
+    backbone: VGG
     stride: int = 8
-    width: int = 64
+    hidden: int = 4096
     dropout: float = 0.5
 
     @nn.compact
@@ -115,25 +125,20 @@ class FCN(nn.Module):
             SegzooError: for an image of another rank.
         """
         check_image(image, 2)
-        backbone = VGG(
-            16, self.width, first_padding=100, ceil_mode=True, dtype=self.dtype, name="backbone"
-        )
-        *_, conv3, conv4, _, pool5 = backbone(image, train=train)
+        *_, conv3, conv4, _, pool5 = self.backbone(image, train=train)
 
         x = pool5
         for name, kernel in (("fc6", 7), ("fc7", 1)):
-            conv = ConvNormAct(
-                64 * self.width, kernel, padding="VALID", dtype=self.dtype, name=name
-            )
+            conv = ConvNormAct(self.hidden, kernel, padding="VALID", dtype=self.dtype, name=name)
             x = conv(x, train=train)
             x = Dropout(self.dropout, self.axis_name)(x, deterministic=not train)
 
         scores = {32: self._score(x, "score_fr")}
         # The backbone pooled these already; the compiler merges equal computations.
         if self.stride <= 16:
-            scores[16] = self._score(backbone.pool(conv4), "score_pool4")
+            scores[16] = self._score(self.backbone.pool(conv4), "score_pool4")
         if self.stride <= 8:
-            scores[8] = self._score(backbone.pool(conv3), "score_pool3")
+            scores[8] = self._score(self.backbone.pool(conv3), "score_pool3")
         return Upsampling(self.num_classes, name="upsampling")(scores, image.shape[1:3])
 
     def _score(self, x: Array, name: str) -> Array:
@@ -189,46 +194,69 @@ _NEW = ("score_pool", "upsampling/upscore")
 
 
 def _build(
-    stride: int, num_classes: int, dtype: Any, axis_name: str | None, width: int, dropout: float
+    stride: int,
+    num_classes: int,
+    dtype: Any,
+    axis_name: str | None,
+    width: int,
+    norm: NormKind,
+    dropout: float,
 ) -> FCN:
-    check_common(num_classes=num_classes, dtype=dtype)
+    check_common(num_classes=num_classes, dtype=dtype, norm=norm)
     check_choice("stride", stride, (32, 16, 8))
     check_positive_int("width", width)
     check_rate("dropout", dropout)
-    return FCN(num_classes, dtype, axis_name, stride, width, dropout)
+    backbone = VGG(
+        width=width,
+        norm=norm,
+        first_padding=100,
+        ceil_mode=True,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+    return FCN(num_classes, dtype, axis_name, backbone, stride, 64 * width, dropout)
 
 
-@register(task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3))
+@register(
+    task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3), parameters=136_152_917
+)
 def fcn32s(
     num_classes: int = 21,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     width: int = 64,
+    norm: NormKind = "none",
     dropout: float = 0.5,
 ) -> FCN:
     """FCN-32s: VGG-16 scored at stride 32 and up-sampled at once."""
-    return _build(32, num_classes, dtype, axis_name, width, dropout)
+    return _build(32, num_classes, dtype, axis_name, width, norm, dropout)
 
 
-@register(task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3))
+@register(
+    task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3), parameters=134_815_994
+)
 def fcn16s(
     num_classes: int = 21,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     width: int = 64,
+    norm: NormKind = "none",
     dropout: float = 0.5,
 ) -> FCN:
     """FCN-16s: scores at stride 32, refined by those of pool4."""
-    return _build(16, num_classes, dtype, axis_name, width, dropout)
+    return _build(16, num_classes, dtype, axis_name, width, norm, dropout)
 
 
-@register(task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3))
+@register(
+    task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3), parameters=134_489_759
+)
 def fcn8s(
     num_classes: int = 21,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     width: int = 64,
+    norm: NormKind = "none",
     dropout: float = 0.5,
 ) -> FCN:
     """FCN-8s: scores at stride 32, refined by those of pool4 and pool3."""
-    return _build(8, num_classes, dtype, axis_name, width, dropout)
+    return _build(8, num_classes, dtype, axis_name, width, norm, dropout)

@@ -197,7 +197,9 @@ class UNet(nn.Module):
         )
 
 
-@register(task="semantic", paper="arXiv:1505.04597", input_shape=(256, 256, 3))
+@register(
+    task="semantic", paper="arXiv:1505.04597", input_shape=(256, 256, 3), parameters=31_031_810
+)
 def unet(
     num_classes: int = 2,
     dtype: Any = jnp.float32,
@@ -231,7 +233,7 @@ def unet(
     )
 
 
-def _of_depth(name: str, depth: int, summary: str) -> Callable[..., UNet]:
+def _of_depth(name: str, depth: int, parameters: int, summary: str) -> Callable[..., UNet]:
     """Registers `unet` of one fixed depth under its own name; its other overrides stay."""
 
     def builder(**overrides: Any) -> UNet:
@@ -242,9 +244,14 @@ def _of_depth(name: str, depth: int, summary: str) -> Callable[..., UNet]:
     builder.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
     builder.__name__ = builder.__qualname__ = name
     builder.__doc__ = summary
-    return register(task="semantic", paper="arXiv:1505.04597", input_shape=(256, 256, 3))(builder)
+    paper, shape = "arXiv:1505.04597", (256, 256, 3)
+    return register(task="semantic", paper=paper, input_shape=shape, parameters=parameters)(builder)
 
 
-unet_context = _of_depth("unet_context", 4, "U-Net with four steps down and up: the widest view.")
-unet_standard = _of_depth("unet_standard", 3, "U-Net with three steps down and up.")
-unet_precision = _of_depth("unet_precision", 2, "U-Net with two steps down and up: near detail.")
+unet_context = _of_depth(
+    "unet_context", 4, 31_031_810, "U-Net with four steps down and up: the widest view."
+)
+unet_standard = _of_depth("unet_standard", 3, 7_697_410, "U-Net with three steps down and up.")
+unet_precision = _of_depth(
+    "unet_precision", 2, 1_862_914, "U-Net with two steps down and up: near detail."
+)

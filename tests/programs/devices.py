@@ -1,0 +1,101 @@
+"""One training step of each model named, on one device and on four: prints how far they differ.
+
+    python tests/programs/devices.py NAME...
+
+Prints `{name: {"loss", "gradients", "batch_stats"}}`, relative to the largest value of an array.
+"""
+
+import json
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["NPROC"] = "16"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import segzoo
+from segzoo import parallel, registry
+
+SIZE = (75, 81, 16)
+
+
+def build(name, axis_name):
+    known = registry.entry(name).overrides
+    wanted = {"width": 8, "aux_loss": True, "num_classes": 5, "axis_name": axis_name}
+    return segzoo.get(name, **{k: v for k, v in wanted.items() if k in known})
+
+
+def fill(shapes):
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        match path[-1].key:
+            case "kernel":
+                noise *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            case "scale" | "var":
+                noise = 1 + 0.1 * np.abs(noise)
+            case _:
+                noise *= 0.1
+        return jnp.asarray(noise, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def step(model, axis_name):
+    def body(variables, batch):
+        rest = {key: value for key, value in variables.items() if key != "params"}
+
+        def objective(params):
+            logits, updates = model.apply(
+                {"params": params, **rest},
+                batch["image"],
+                train=True,
+                mutable=["batch_stats", "aux_logits"],
+                rngs={"dropout": jax.random.key(7)},
+            )
+            outputs = [logits, *jax.tree.leaves(updates.get("aux_logits", {}))]
+            loss = sum(jnp.sum(jnp.sin(output)) for output in outputs)
+            return loss, updates.get("batch_stats", {})
+
+        found, gradients = jax.value_and_grad(objective, has_aux=True)(variables["params"])
+        loss, statistics = found
+        return statistics, parallel.psum((loss, gradients), axis_name)
+
+    return body
+
+
+def relative(one, four):
+    """The largest difference of an array over its largest value, which counts from a floor on."""
+    floor = 1e-3 * max((float(np.abs(x).max()) for x in jax.tree.leaves(one)), default=0.0)
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), floor)))
+    return worst
+
+
+def compare(name):
+    *spatial, channels = registry.entry(name).input_shape
+    shape = (4, *SIZE[: len(spatial)], channels)
+    image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    single = build(name, None)
+    shapes = jax.eval_shape(single.init, jax.random.key(0), jnp.zeros(shape))
+    variables = fill(shapes)
+    one = jax.jit(step(single, None))(variables, {"image": jnp.asarray(image)})
+    mapped = parallel.data_parallel(step(build(name, parallel.AXIS), parallel.AXIS))
+    four = mapped(variables, parallel.shard_batch({"image": image}))
+    (stats_1, (loss_1, grads_1)), (stats_4, (loss_4, grads_4)) = jax.device_get((one, four))
+    return {
+        "loss": relative(loss_1, loss_4),
+        "gradients": relative(grads_1, grads_4),
+        "batch_stats": relative(stats_1, stats_4),
+    }
+
+
+print(json.dumps({name: compare(name) for name in sys.argv[1:]}))

@@ -1,0 +1,203 @@
+"""What docs/architecture.md promises of every registered model; new models join unasked.
+
+The costly promises are checked on one model of each kind of network by default, on all with
+`-m "slow or not slow"`.
+"""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import segzoo
+from segzoo import registry
+
+# Whatever of these a model accepts makes it small enough to run here.
+SMALL = {"width": 8, "aux_loss": True}
+# Without the compiler's own optimisations a model is ready in half the time, with the same meaning.
+QUICKLY = {"xla_backend_optimization_level": 0}
+SIZES = [(96, 96), (64, 128), (75, 97)]
+PROGRAM = Path(__file__).parent / "programs" / "devices.py"
+
+
+def natural(name):
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def kind(name):
+    """Models of one kind differ in numbers alone, such as the depth."""
+    model = segzoo.get(name)
+    backbone = getattr(model, "backbone", None)
+    norm = getattr(model, "norm", getattr(backbone, "norm", None))
+    return type(model), type(backbone), norm
+
+
+def each(*, one_of_a_kind):
+    seen, names = set(), []
+    for name in sorted(segzoo.list_models(), key=natural):
+        further = one_of_a_kind and kind(name) in seen
+        names.append(pytest.param(name, marks=pytest.mark.slow) if further else name)
+        seen.add(kind(name))
+    return pytest.mark.parametrize("name", names)
+
+
+def small(name, **overrides):
+    known = registry.entry(name).overrides
+    return segzoo.get(name, **{k: v for k, v in SMALL.items() if k in known}, **overrides)
+
+
+def shape(name, size, batch=2):
+    *spatial, channels = registry.entry(name).input_shape
+    return (batch, *(*size, 16)[: len(spatial)], channels)
+
+
+def image(name, size, batch=2, seed=0):
+    values = np.random.default_rng(seed).normal(size=shape(name, size, batch))
+    return jnp.asarray(values, jnp.float32)
+
+
+@functools.cache
+def shapes_at_full_size(name):
+    model = segzoo.get(name)
+    size = registry.entry(name).input_shape
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size)))
+
+
+def parameters(name):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes_at_full_size(name)["params"]))
+
+
+# No one else has counted these: they must not change unnoticed.
+UNPUBLISHED = {"attention_unet": 33_452_893}
+
+
+@each(one_of_a_kind=False)
+def test_the_published_number_of_parameters(name):
+    published = registry.entry(name).parameters
+    assert (published is None) == (name in UNPUBLISHED)
+    assert parameters(name) == (published or UNPUBLISHED[name])
+
+
+@each(one_of_a_kind=False)
+def test_every_parameter_of_a_backbone_belongs_to_one_stage(name):
+    backbone = getattr(segzoo.get(name), "backbone", None)
+    if backbone is None:
+        assert "backbone" not in shapes_at_full_size(name)["params"]
+        return
+    names = [part for stage in backbone.stages for part in stage]
+    assert len(names) == len(set(names))
+    assert set(shapes_at_full_size(name)["params"]["backbone"]) == set(names)
+    assert list(backbone.reductions) == sorted(backbone.reductions)
+
+
+@each(one_of_a_kind=True)
+def test_forward(filled, name):
+    model = small(name, num_classes=5)
+    task = registry.entry(name).task
+    variables = filled(model, shape(name, SIZES[0]))
+    forward = jax.jit(model.apply, compiler_options=QUICKLY)
+    for size in SIZES:
+        logits = forward(variables, image(name, size))
+        assert logits.shape == ((2, 5) if task == "classification" else (2, *logits.shape[1:-1], 5))
+        if task == "semantic":
+            assert logits.shape[:-1] == shape(name, size)[:-1]
+        assert logits.dtype == jnp.float32
+        assert np.isfinite(logits).all()
+        # Images that differ are told apart.
+        assert np.any(logits[0] != logits[1])
+    assert forward._cache_size() == len(SIZES)
+    again = forward(variables, image(name, SIZES[0]))
+    assert forward._cache_size() == len(SIZES)
+
+    half = small(name, num_classes=5, dtype=jnp.bfloat16)
+    rounded = jax.jit(half.apply, compiler_options=QUICKLY)(variables, image(name, SIZES[0]))
+    assert rounded.dtype == jnp.float32
+    assert np.isfinite(rounded).all()
+    scale = np.abs(again).max()
+    assert np.abs(rounded - again).max() < 0.25 * scale
+    assert np.corrcoef(np.ravel(rounded), np.ravel(again))[0, 1] > 0.95
+
+
+@each(one_of_a_kind=True)
+def test_every_parameter_has_a_gradient(filled, name):
+    """With the running statistics: batch statistics cancel the bias of a convolution before."""
+    model = small(name, num_classes=5)
+    variables = filled(model, shape(name, SIZES[2]))
+
+    def objective(params, image):
+        logits, sown = model.apply({**variables, "params": params}, image, mutable=["aux_logits"])
+        outputs = [logits, *jax.tree.leaves(sown)]
+        return sum(jnp.mean(jnp.sin(3.0 * output)) for output in outputs)
+
+    gradients = jax.jit(jax.grad(objective), compiler_options=QUICKLY)(
+        variables["params"], image(name, SIZES[2])
+    )
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
+        assert np.any(gradient != 0), jax.tree_util.keystr(path)
+
+
+@each(one_of_a_kind=True)
+def test_statistics_move_in_training_alone(filled, name):
+    model = small(name, num_classes=5)
+    variables = filled(model, shape(name, SIZES[2]))
+    if "batch_stats" not in variables:
+        return
+
+    def statistics(train):
+        def run(variables, image):
+            rngs = {"dropout": jax.random.key(0)}
+            return model.apply(variables, image, train=train, mutable=["batch_stats"], rngs=rngs)[1]
+
+        compiled = jax.jit(run, compiler_options=QUICKLY)
+        return compiled(variables, image(name, SIZES[2]))["batch_stats"]
+
+    before = jax.tree_util.tree_leaves_with_path(variables["batch_stats"])
+    kept, moved = jax.tree.leaves(statistics(False)), jax.tree.leaves(statistics(True))
+    auxiliary = "aux"  # runs only where its logits are asked for
+    for (path, old), same, new in zip(before, kept, moved, strict=True):
+        place = jax.tree_util.keystr(path)
+        assert np.array_equal(old, same), place
+        assert np.any(old != new) or auxiliary in place, place
+        assert np.isfinite(new).all(), place
+
+
+def differences(names):
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *names],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,  # kills: collectives that wait for each other take no milder signal
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def kinds():
+    found = {}
+    for name in sorted(segzoo.list_models(), key=natural):
+        found.setdefault(kind(name), name)
+    return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
+def test_four_devices_train_as_one(part):
+    names = kinds()[part::3]
+    assert names
+    found = differences(names)
+    assert set(found) == set(names)
+    for name, difference in found.items():
+        assert difference["loss"] < 1e-5, name
+        assert difference["gradients"] < 1e-3, name
+        assert difference["batch_stats"] < 1e-5, name
