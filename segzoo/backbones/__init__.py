@@ -3,6 +3,6 @@
 Importing this package registers them all.
 """
 
-from segzoo.backbones import vgg
+from segzoo.backbones import efficientnet, vgg
 
-__all__ = ["vgg"]
+__all__ = ["efficientnet", "vgg"]
