@@ -9,8 +9,9 @@ from segzoo.weights.names import Layout
 def layouts(model: EfficientNetClassifier) -> tuple[Layout, ...]:
     """Returns the layouts of torchvision's and timm's EfficientNet.
 
-    timm's is that of its `efficientnet_b*` and of its `tf_efficientnet_b*`, which keep TensorFlow's
-    geometry: their weights want `variant="paper"`.
+    timm's is that of its `efficientnet_b*` and of its `tf_efficientnet_b*`. The latter keep
+    TensorFlow's geometry: their weights want `variant="paper"`. Batch norm's epsilon is 1e-5 in all
+    of the former, so `efficientnet_b5` to `b7` want that field of the backbone changed.
 
     Args:
         model: a classifier with this family's backbone.
