@@ -90,6 +90,36 @@ def _interpolation_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndar
     return np.maximum(0.0, 1.0 - distance)
 
 
+def adaptive_avg_pool(x: Array, size: Sequence[int]) -> Array:
+    """Averages the spatial axes into `size` bins each, for any input size, as PyTorch does.
+
+    Along an axis of n pixels, bin i of m holds the pixels from floor(i n / m) up to, but without,
+    ceil((i + 1) n / m): bins share border pixels where m does not divide n, and repeat pixels where
+    it is larger. Sums are in float32. Reverse-mode differentiation only.
+
+    Args:
+        x: `[B, *S, C]`, floating.
+        size: the new sizes of the spatial axes.
+
+    Returns:
+        `[B, *size, C]` in the dtype of `x`.
+    """
+    y = x.astype(jnp.float32)
+    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
+        if n_in != n_out:
+            y = _linear_map(_averaging_matrix(n_in, n_out), axis)(y)
+    return y.astype(x.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _averaging_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """`[n_out, n_in]` weights of the means over bins along one axis; each row sums to 1."""
+    index = np.arange(n_out)[:, None]
+    place = np.arange(n_in)
+    inside = (index * n_in // n_out <= place) & (place < -(-(index + 1) * n_in // n_out))
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
 def _linear_map(matrix: np.ndarray, axis: int) -> Callable[[Array], Array]:
     """The product of a constant matrix with one axis; its gradient is the transposed product.
 
@@ -171,6 +201,37 @@ def max_pool(
     place = np.arange(math.prod(window), dtype=first.dtype)
     place = place.reshape(1, *(n for w in window for n in (1, w)), 1)
     return jnp.where(first == place, x, jnp.zeros_like(x)).sum(axes, dtype=x.dtype)
+
+
+def dilated_max_pool(
+    x: Array, window: Sequence[int], dilation: int = 1, *, keep_size: bool = False
+) -> Array:
+    """Max-pools with stride 1 and the window's taps `dilation` pixels apart.
+
+    What a strided pool becomes when its stride is traded for dilation in all that follows: at every
+    stride-th pixel the values are those of the strided pool.
+
+    Args:
+        x: `[B, *S, C]`, floating.
+        window: taps per spatial axis.
+        dilation: pixels from one tap to the next.
+        keep_size: whether windows may reach over the end of an axis, where only the pixels inside
+            count; otherwise axis n becomes `n - (window - 1) * dilation`.
+
+    Returns:
+        `[B, *S', C]`.
+    """
+    reaches = [(taps - 1) * dilation for taps in window]
+    if keep_size:
+        pads = [(0, 0), *((0, reach) for reach in reaches), (0, 0)]
+        x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    for axis, (taps, reach) in enumerate(zip(window, reaches, strict=True), start=1):
+        starts = [tap * dilation for tap in range(taps)]
+        length = x.shape[axis] - reach
+        x = functools.reduce(
+            jnp.maximum, (lax.slice_in_dim(x, a, a + length, axis=axis) for a in starts)
+        )
+    return x
 
 
 def _first_maximum(tiles: Array, window: tuple[int, ...]) -> Array:
