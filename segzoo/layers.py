@@ -131,7 +131,7 @@ class ConvNormAct(nn.Module):
 
     Attributes:
         features: output channels.
-        kernel_size: one number for all spatial axes.
+        kernel_size: one number for all spatial axes, or one for each.
         strides: one number for all spatial axes.
         dilation: one number for all spatial axes.
         padding: as for `nn.Conv`: "SAME", "VALID" or `(before, after)` pairs.
@@ -147,7 +147,7 @@ class ConvNormAct(nn.Module):
     """
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, ...] = 3
     strides: int = 1
     dilation: int = 1
     padding: str | Sequence[tuple[int, int]] = "SAME"
@@ -163,10 +163,10 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """`[B, *S, C] -> [B, *S', features]`."""
-        rank = x.ndim - 2
+        rank, size = x.ndim - 2, self.kernel_size
         x = Conv(
             self.features,
-            (self.kernel_size,) * rank,
+            (size,) * rank if isinstance(size, int) else size,
             strides=self.strides,
             kernel_dilation=self.dilation,
             padding=self.padding,
