@@ -3,6 +3,6 @@
 Importing this package registers them all.
 """
 
-from segzoo.backbones import alexnet, efficientnet, resnet, vgg
+from segzoo.backbones import alexnet, efficientnet, lenet, resnet, vgg
 
-__all__ = ["alexnet", "efficientnet", "resnet", "vgg"]
+__all__ = ["alexnet", "efficientnet", "lenet", "resnet", "vgg"]
