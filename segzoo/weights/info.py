@@ -37,6 +37,7 @@ class ModelInfo:
         dataset: the name of the dataset trained on.
         step: the training step the weights were taken at.
         segzoo_version: the version of the package that wrote them.
+        origin: of weights from elsewhere, where from: a hub id pinned to its commit, or a file.
     """
 
     model: str
@@ -52,6 +53,7 @@ class ModelInfo:
     dataset: str = ""
     step: int = 0
     segzoo_version: str = ""
+    origin: str = ""
 
     @property
     def spatial_dims(self) -> int:
@@ -155,6 +157,7 @@ class ModelInfo:
             "dataset": str,
             "step": int,
             "segzoo_version": str,
+            "origin": str,
         }.items():
             value = getattr(self, name)
             if not isinstance(value, kind):

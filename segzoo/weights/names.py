@@ -9,6 +9,8 @@ from its kind: PyTorch keeps the kernel of a convolution as `[out, in, *S]` and 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -27,13 +29,17 @@ _LEAVES = {
 class Flattened:
     """A dense layer over flattened features: PyTorch flattens `[C, H, W]`, we `[H, W, C]`.
 
+    Either side may write it as the convolution it equals, over a window of the features' size.
+
     Attributes:
         name: the module's name.
         shape: `(C, H, W)` of the features.
+        convolution: whether theirs is the convolution, with a kernel `[out, C, H, W]`.
     """
 
     name: str
     shape: tuple[int, int, int]
+    convolution: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,27 +51,56 @@ class Layout:
         modules: our module's path, below the collection, to theirs. A path may hold fields as in
             `"backbone/stage{s}/block{b}"`, each a whole number, to be used in their name too.
         ignored: endings of tensors of theirs that have no counterpart here.
+        optional: our paths of parts a file or a model may do without: heads for training only.
+        encoder_alone: whether only the modules in `backbone/` are meant.
     """
 
     library: str
     modules: Mapping[str, str | Flattened]
     ignored: tuple[str, ...] = ("num_batches_tracked",)
+    optional: tuple[str, ...] = ()
+    encoder_alone: bool = False
 
     def module(self, path: str) -> str | Flattened | None:
         """Returns their name of the module at our `path`, or None where they have none."""
         for pattern, theirs in self.modules.items():
-            # Every {field} stands for digits; what is around it is literal.
-            parts = re.split(r"\{(\w+)\}", pattern)
-            expression = "".join(
-                f"(?P<{part}>\\d+)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
-            )
-            found = re.fullmatch(expression, path)
+            found = _expression(pattern).fullmatch(path)
             if found is None:
                 continue
             if isinstance(theirs, Flattened):
                 return theirs
             return theirs.format(**found.groupdict())
         return None
+
+    def path(self, tensor: str) -> str | None:
+        """Returns our path of the module their tensor belongs to, or None for no known module."""
+        module = tensor.rpartition(".")[0]
+        for pattern, theirs in self.modules.items():
+            name = theirs.name if isinstance(theirs, Flattened) else theirs
+            found = _expression(name).fullmatch(module)
+            if found is not None:
+                return pattern.format(**found.groupdict())
+        return None
+
+    def is_optional(self, path: str) -> bool:
+        """Whether our module at `path` is, or lies in, one of the optional parts."""
+        return any(path == part or path.startswith(f"{part}/") for part in self.optional)
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Every {field} stands for digits, the same ones each time; what is around it is literal."""
+    seen: set[str] = set()
+    expression = ""
+    for i, part in enumerate(re.split(r"\{(\w+)\}", pattern)):
+        if i % 2 == 0:
+            expression += re.escape(part)
+        elif part in seen:
+            expression += f"(?P={part})"
+        else:
+            expression += f"(?P<{part}>\\d+)"
+            seen.add(part)
+    return re.compile(expression)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +110,22 @@ class Place:
     Attributes:
         name: of their tensor.
         flattened: `(C, H, W)` of the features a dense kernel takes flattened, or None.
+        convolution: whether their kernel keeps these axes apart.
     """
 
     name: str
     flattened: tuple[int, int, int] | None = None
+    convolution: bool = False
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of their tensor, given that of ours."""
+        if self.flattened is not None and len(ours) > 1:
+            inputs = self.flattened if self.convolution else (math.prod(self.flattened),)
+            return (ours[-1], *inputs)
         return (ours[-1], ours[-2], *ours[:-2]) if len(ours) > 1 else ours
 
     def take(self, theirs: np.ndarray) -> np.ndarray:
-        """Returns their tensor in our order of axes."""
+        """Returns their tensor in our order of axes; flattened features stay one axis."""
         if theirs.ndim < 2:
             return theirs
         if self.flattened is not None:
@@ -99,7 +139,8 @@ class Place:
             return ours
         if self.flattened is not None:
             c, h, w = self.flattened
-            return ours.reshape(h, w, c, -1).transpose(3, 2, 0, 1).reshape(ours.shape[-1], -1)
+            kernel = ours.reshape(h, w, c, -1).transpose(3, 2, 0, 1)
+            return kernel if self.convolution else kernel.reshape(len(kernel), -1)
         return ours.transpose(ours.ndim - 1, ours.ndim - 2, *range(ours.ndim - 2))
 
 
@@ -116,12 +157,17 @@ def places(paths: Iterable[str], layout: Layout) -> dict[str, Place | None]:
     result: dict[str, Place | None] = {}
     for path in paths:
         module, _, leaf = path.partition("/")[2].rpartition("/")
-        theirs = layout.module(module)
+        alien = layout.encoder_alone and not module.startswith("backbone/")
+        theirs = None if alien else layout.module(module)
         if theirs is None or leaf not in _LEAVES:
             result[path] = None
         elif isinstance(theirs, Flattened):
-            shape = theirs.shape if leaf == "kernel" else None
-            result[path] = Place(f"{theirs.name}.{_LEAVES[leaf]}", shape)
+            kernel = leaf == "kernel"
+            result[path] = Place(
+                f"{theirs.name}.{_LEAVES[leaf]}",
+                theirs.shape if kernel else None,
+                theirs.convolution and kernel,
+            )
         else:
             result[path] = Place(f"{theirs}.{_LEAVES[leaf]}")
     return result
