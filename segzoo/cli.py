@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("pattern", nargs="?", default="*", help="a shell pattern, e.g. '*unet*'")
     add.add_argument("--task", help="semantic, instance or classification")
 
-    add = command("info", _info, "Show a model's overrides, size, operations and memory.")
+    add = command("info", _info, "Show a model's overrides, size, cost and receptive field.")
     add.add_argument("name", help="a model of `segzoo list`")
     add.add_argument("--input-size", type=int, nargs="+", metavar="N", help="H W, or D H W")
     add.add_argument("--channels", type=int, help="channels of the input")
@@ -134,8 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--tile", type=int, help="side of the tiles large pictures are cut into")
     add.add_argument("--overlap", type=int, help="pixels neighbouring tiles share")
 
-    add = command("report", _report, "Write docs/results.md from the records in docs/results/.")
+    add = command("report", _report, "Write the generated tables of the documentation.")
     add.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
+    add.add_argument(
+        "--count", action="store_true", help="count every model again, not only the new ones"
+    )
 
     add = command("check-data", _check_data, "Check a folder of images and masks.")
     add.add_argument("folder", metavar="DIR", help="the folder; see docs/own-data.md")
@@ -183,28 +186,49 @@ def _info(arguments: argparse.Namespace) -> int:
         check_positive_int("--input-size or --batch-size", length)
     channels = arguments.channels or found.input_shape[-1]
 
-    from segzoo.cost import measure
+    from segzoo import cost
 
-    cost = measure(model, size, channels, arguments.batch_size)
+    counted = cost.measure(model, size, channels, arguments.batch_size)
+    usual = not overrides and arguments.batch_size == 1
+    parameters = found.parameters if not overrides else None
+    gmacs = found.gmacs if usual and (*size, channels) == found.input_shape else None
     shown = ", ".join(f"{k}={v!r}" for k, v in found.overrides.items() if k != "dtype")
-    lines = {
-        "model": f"{found.name}: {found.summary}",
-        "task": found.task,
-        "paper": found.paper,
-        "overrides": shown,
-        "input": str(list(cost.input_shape)),
-        "output": str(list(cost.output_shape)),
-        "parameters": f"{cost.parameters:,}",
-        "batch statistics": f"{cost.state:,}",
-        "operations": "unknown" if cost.flops is None else f"{cost.flops / 1e9:,.2f} GFLOP",
-        "memory": "unknown"
-        if cost.peak_bytes is None
-        else f"{cost.peak_bytes / 2**20:,.1f} MiB (forward pass on {cost.platform})",
-    }
-    console = _console()
-    for name, text in lines.items():
-        console.print(f"{name:<17} {text}", markup=False, soft_wrap=True)
+    _say("model", f"{found.name}: {found.summary}")
+    _say("task", found.task)
+    _say("paper", found.paper)
+    _say("overrides", shown)
+    _say("input", str(list(counted.input_shape)))
+    _say("output", str(list(counted.output_shape)))
+    _say("parameters", f"{counted.parameters:,}" + _published(parameters, ","))
+    _say("batch statistics", f"{counted.state:,}")
+    _say("multiply-adds", f"{counted.macs / 1e9:,.3f} G" + _published(gmacs, ""))
+    _say("receptive field", _fields(model, channels, found.task))
+    # The compiler takes its time; what could be told without it stands on the screen meanwhile.
+    program = cost.compile_for(model, size, channels, arguments.batch_size)
+    flops, peak = program.flops, program.peak_bytes
+    _say("operations", "unknown" if flops is None else f"{flops / 1e9:,.2f} GFLOP")
+    memory = "unknown" if peak is None else f"{peak / 2**20:,.1f} MiB"
+    _say("memory", f"{memory} (forward pass on {program.platform})")
     return 0
+
+
+def _say(name: str, text: str) -> None:
+    _console().print(f"{name:<17} {text}", markup=False, soft_wrap=True)
+
+
+def _published(value: float | None, form: str) -> str:
+    return "" if value is None else f" (published: {value:{form}})"
+
+
+def _fields(model: Any, channels: int, task: str) -> str:
+    """The receptive field of each map, in input pixels."""
+    from segzoo.receptive_field import describe, model_fields
+
+    try:
+        fields = model_fields(model, channels, logits=task != "classification")
+    except SegzooError as error:
+        return f"unknown: {error}"
+    return ", ".join(f"{name} {describe(field)}" for name, field in fields.items())
 
 
 def _typical_size(size: tuple[int, ...], model: Any) -> tuple[int, ...]:
@@ -281,7 +305,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    from segzoo import registry, report, study
+    from segzoo import registry, report, study, zoo
     from segzoo.records import Row
 
     rows = [
@@ -298,7 +322,10 @@ def _report(arguments: argparse.Namespace) -> int:
         )
         for declared in study.declared()
     ]
-    stale = [str(path) for path in report.update(Path(), rows, check=arguments.check)]
+    root, check = Path(), arguments.check
+    changed = zoo.update(root, anew=arguments.count, check=check)
+    changed += report.update(root, rows, tables=zoo.tables(root), check=check)
+    stale = [str(path) for path in changed]
     if arguments.check and stale:
         sys.stderr.write(f"segzoo: out of date: {', '.join(stale)}; run `segzoo report`.\n")
         return 1

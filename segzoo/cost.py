@@ -1,20 +1,27 @@
-"""What a model costs: parameters, operations and memory, without running it."""
+"""What a model costs: parameters, multiply-adds and memory, without running it."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from segzoo.errors import SegzooError
+from segzoo.ops.convolution import transposed_convolution
+from segzoo.reach import called
 from segzoo.tiles import input_window
 from segzoo.weights.store import COLLECTIONS
 
 if TYPE_CHECKING:
     import flax.linen as nn
+
+_TRANSPOSED = inspect.unwrap(transposed_convolution).__name__  # what its calls are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +33,33 @@ class Cost:
         output_shape: of the logits.
         parameters: number of trained values.
         state: number of values in `batch_stats`.
-        flops: floating-point operations of the compiled program, a multiply-add counting two; None
-            where the compiler does not say.
-        peak_bytes: device memory of arguments, results and temporaries together; None likewise.
-        platform: what was compiled for: "cpu", "gpu" or "tpu".
+        macs: multiply-adds of the whole batch, see `multiply_adds`.
     """
 
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     parameters: int
     state: int
+    macs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiler says of one forward pass.
+
+    Attributes:
+        flops: floating-point operations, a multiply-add counting two; None where it does not say.
+        peak_bytes: device memory of arguments, results and temporaries together; None likewise.
+        platform: what was compiled for: "cpu", "gpu" or "tpu".
+    """
+
     flops: float | None
     peak_bytes: int | None
     platform: str
 
 
 def measure(model: nn.Module, size: tuple[int, ...], channels: int, batch_size: int = 1) -> Cost:
-    """Compiles a model's forward pass and reads its cost off the program; allocates no array.
+    """Counts a model's parameters and multiply-adds; compiles nothing, allocates no array.
 
     Args:
         model: any module of the zoo.
@@ -53,6 +70,111 @@ def measure(model: nn.Module, size: tuple[int, ...], channels: int, batch_size: 
     Raises:
         SegzooError: for a size the model cannot take.
     """
+    variables, image = _arguments(model, size, channels, batch_size)
+    closed, output = jax.make_jaxpr(model.apply, return_shape=True)(variables, image)
+    return Cost(
+        input_shape=image.shape,
+        output_shape=tuple(output.shape),
+        parameters=_count(variables.get("params", {})),
+        state=_count(variables.get("batch_stats", {})),
+        macs=multiply_adds(closed),
+    )
+
+
+def compile_for(
+    model: nn.Module, size: tuple[int, ...], channels: int, batch_size: int = 1
+) -> Program:
+    """Compiles a model's forward pass for this device and reads its cost off the program.
+
+    Args:
+        model: any module of the zoo.
+        size: see `measure`.
+        channels: C of the input.
+        batch_size: B.
+
+    Raises:
+        SegzooError: for a size the model cannot take.
+    """
+    variables, image = _arguments(model, size, channels, batch_size)
+    compiled = jax.jit(model.apply).lower(variables, image).compile()
+    return Program(
+        flops=_flops(compiled), peak_bytes=_peak(compiled), platform=jax.default_backend()
+    )
+
+
+def multiply_adds(closed: core.ClosedJaxpr) -> int:
+    """Counts the multiply-adds of a program's convolutions and matrix products.
+
+    What published numbers count: every tap of every output, those that fall on padding too; a
+    transposed convolution by its inputs, each of which every tap spreads. Not counted are products
+    with constants (interpolation, pooling), additions of biases, normalisations and activations,
+    nor what no result needs.
+
+    Args:
+        closed: from `jax.make_jaxpr`; its arguments are the parameters and the image.
+
+    Returns:
+        The number of multiply-adds.
+    """
+    jaxpr = closed.jaxpr
+    return _multiply_adds(jaxpr, [True] * len(jaxpr.invars), [True] * len(jaxpr.outvars))
+
+
+def _multiply_adds(jaxpr: core.Jaxpr, varying: Sequence[bool], needed: Sequence[bool]) -> int:
+    """Counts what the needed results take, given which arguments are no constants."""
+    varies = {var for var, known in zip(jaxpr.invars, varying, strict=True) if known}
+
+    def flags(eqn: Any) -> list[bool]:
+        return [not isinstance(a, core.Literal) and a in varies for a in eqn.invars]
+
+    for eqn in jaxpr.eqns:
+        if any(flags(eqn)):
+            varies.update(eqn.outvars)
+    wanted = {
+        atom
+        for atom, need in zip(jaxpr.outvars, needed, strict=True)
+        if need and not isinstance(atom, core.Literal)
+    }
+    total = 0
+    for eqn in reversed(jaxpr.eqns):
+        results = [var in wanted for var in eqn.outvars]
+        if not any(results):
+            continue
+        wanted.update(a for a in eqn.invars if not isinstance(a, core.Literal))
+        inner = called(eqn)
+        if eqn.params.get("name") == _TRANSPOSED:
+            x, kernel = (_shape(atom) for atom in eqn.invars)
+            total += math.prod(x[:-1]) * math.prod(kernel)
+        elif inner is not None:
+            total += _multiply_adds(inner.jaxpr, flags(eqn), results)
+        elif all(flags(eqn)):
+            total += _products(eqn)
+    return total
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(atom.aval.shape)
+
+
+def _products(eqn: Any) -> int:
+    """The multiply-adds of one operation."""
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        inner = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
+    elif eqn.primitive.name == "conv_general_dilated":
+        kernel = _shape(eqn.invars[1])  # its input features are those of one group
+        inner = math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        # Of a dilated input only every so manyth tap meets a value.
+        inner //= math.prod(eqn.params["lhs_dilation"])
+    else:
+        return 0
+    return math.prod(_shape(eqn.outvars[0])) * inner
+
+
+def _arguments(
+    model: nn.Module, size: tuple[int, ...], channels: int, batch_size: int
+) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
+    """The shapes of a model's variables and of its image."""
     size, _ = input_window(model, size)
     image = jax.ShapeDtypeStruct((batch_size, *size, channels), jnp.float32)
     try:
@@ -65,22 +187,7 @@ def measure(model: nn.Module, size: tuple[int, ...], channels: int, batch_size: 
             f"an input of {' x '.join(map(str, size))} pixels and {channels} channels does not fit "
             f"{type(model).__name__}: {reason}"
         ) from error
-    variables = {name: shapes[name] for name in COLLECTIONS if name in shapes}
-
-    def forward(variables: Any, image: jax.Array) -> Any:
-        return model.apply(variables, image)
-
-    lowered = jax.jit(forward).lower(variables, image)
-    compiled = lowered.compile()
-    return Cost(
-        input_shape=image.shape,
-        output_shape=tuple(lowered.out_info.shape),
-        parameters=_count(variables["params"]),
-        state=_count(variables.get("batch_stats", {})),
-        flops=_flops(compiled),
-        peak_bytes=_peak(compiled),
-        platform=jax.default_backend(),
-    )
+    return {name: shapes[name] for name in COLLECTIONS if name in shapes}, image
 
 
 def _count(tree: Any) -> int:

@@ -23,9 +23,9 @@ from segzoo.tiles import input_window
 if TYPE_CHECKING:
     import flax.linen as nn
 
-# Sides of the images tried in turn, until some position sees no border. Nothing is allocated, and
-# the time is that of tracing; each is a multiple of every stride in the zoo.
-SIDES = (1024, 4096, 16384)
+# Sides of the images tried in turn, until some position sees no border. Nothing is allocated; all
+# are multiples of every stride in the zoo, and wider than most fields.
+SIDES = (4096, 16384)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +77,19 @@ def receptive_fields(
         SegzooError: for a model with an operation that cannot be followed, or one whose field is
             larger than the largest image tried.
     """
+
+    def init(key: jax.Array, image: jax.Array) -> Any:
+        return model.init(key, image, **arguments)
+
+    def apply(image: jax.Array, variables: Any) -> Any:
+        return model.apply(variables, image, **arguments)
+
+    variables = None
     for side in SIDES:
         size, _ = input_window(model, (side,) * spatial_dims)
         image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
-
-        def init(key: jax.Array, image: jax.Array) -> Any:
-            return model.init(key, image, **arguments)
-
-        def apply(image: jax.Array, variables: Any) -> Any:
-            return model.apply(variables, image, **arguments)
-
-        variables = jax.eval_shape(init, jax.random.key(0), image)
+        if variables is None:  # they do not depend on the size
+            variables = jax.eval_shape(init, jax.random.key(0), image)
         reached = reach(apply, image, variables)
         found = jax.tree.map(field, reached, is_leaf=_is_array)
         if None not in jax.tree.leaves(found, is_leaf=lambda leaf: leaf is None):
@@ -126,6 +128,12 @@ def model_fields(model: nn.Module, channels: int = 3, *, logits: bool = True) ->
     if logits:
         named["logits"] = receptive_fields(model, channels, dims)
     return named
+
+
+def describe(found: Field) -> str:
+    """Returns the sizes of a field in words: `"212"`, `"851 + whole image"`, `"3 x 5"`."""
+    sizes = list(dict.fromkeys(map(str, found)))
+    return sizes[0] if len(sizes) == 1 else " x ".join(map(str, found))
 
 
 def field(lines: tuple[Reach, ...] | None) -> Field | None:

@@ -1,4 +1,4 @@
-"""docs/results/*.json -> the tables of docs/results.md and the README.
+"""docs/results/*.json -> docs/results.md, and generated tables into the pages that show them.
 
 Nothing in the tables is typed by hand. Equal records give an equal page, byte for byte.
 """
@@ -16,7 +16,6 @@ from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
 from segzoo.records import Row, columns_of, read_records, row_of
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _COLUMNS = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel acc.",
@@ -28,6 +27,21 @@ _COLUMNS = {
 }
 _DECIMALS = {"accuracy": 2, "error": 2}  # of percent; one for the others
 _PRESETS = {"full": "Full size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A generated text that stands in a page, from `<!-- name:begin -->` to `<!-- name:end -->`.
+
+    Attributes:
+        page: below the repository's root.
+        name: of the markers.
+        text: Markdown, ending in a new line.
+    """
+
+    page: str
+    name: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +87,7 @@ def render_summary(records: Iterable[dict[str, Any]], expected: Sequence[Row] = 
                 line.row.published["source"] if line.row.published else "-",
             )
         )
-    return _table(head, rows, numbers=(3, 4))
+    return table(head, rows, numbers=(3, 4))
 
 
 def _lines(records: Iterable[dict[str, Any]], expected: Sequence[Row]) -> list[_Line]:
@@ -150,7 +164,7 @@ def _section(lines: list[_Line], task: str) -> str:
                 f"{record['date']}, `{record['commit'][:9]}`",
             ]
         )
-    text = _table(head, rows, numbers=range(1, 2 + len(columns)))
+    text = table(head, rows, numbers=range(1, 2 + len(columns)))
     return text + _protocols(lines) + _per_class(lines)
 
 
@@ -193,7 +207,7 @@ def _per_class(lines: list[_Line]) -> str:
         values = [iou.get(name) for name in names]
         rows.append([_label(line.row), *("-" if v is None else _percent(v, "iou") for v in values)])
     numbers = range(1, len(names) + 1)
-    return "\nIoU per class:\n\n" + _table(["model", *names], rows, numbers)
+    return "\nIoU per class:\n\n" + table(["model", *names], rows, numbers)
 
 
 def _label(row: Row) -> str:
@@ -242,8 +256,8 @@ def _percent(value: float, metric: str) -> str:
     return f"{100 * value:.{_DECIMALS.get(metric, 1)}f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int]) -> str:
-    """A Markdown table; the columns in `numbers` are set to the right."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int]) -> str:
+    """Returns a Markdown table; the columns in `numbers` are set to the right."""
     rules = ["---:" if i in numbers else "---" for i in range(len(head))]
     lines = [head, rules, *([_cell(cell) for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -253,30 +267,39 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def update(root: Path | str, expected: Sequence[Row] = (), *, check: bool = False) -> list[Path]:
-    """Brings docs/results.md, and the table in README.md between its markers, up to date.
+def update(
+    root: Path | str,
+    expected: Sequence[Row] = (),
+    *,
+    tables: Iterable[Table] = (),
+    check: bool = False,
+) -> list[Path]:
+    """Brings docs/results.md, and every table that stands between markers, up to date.
 
     Args:
         root: the repository's root, which holds `docs/`.
         expected: the rows the experiments declare.
+        tables: further tables; a page without a table's markers stays as it is.
         check: write nothing.
 
     Returns:
         The files that were out of date.
 
     Raises:
-        SegzooError: when there is no `docs` folder, a record is malformed, or README.md has one
-            marker without the other.
+        SegzooError: when there is no `docs` folder, a record is malformed, or a page has one marker
+            without the other.
     """
     root = Path(root)
     if not (root / "docs").is_dir():
         raise SegzooError(f"{root.absolute()} has no docs folder; run this from the repository.")
     records = read_records(root / "docs" / "results")
     wanted = {root / "docs" / "results.md": render(records, expected)}
-    readme = root / "README.md"
-    if readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        wanted[readme] = _replace(text, render_summary(records, expected), readme)
+    summary = Table("README.md", "results", render_summary(records, expected))
+    for part in (summary, *tables):
+        page = root / part.page
+        if page.exists():
+            text = wanted.get(page) or page.read_text(encoding="utf-8")
+            wanted[page] = _replace(text, part, page)
     stale = [
         path
         for path, text in wanted.items()
@@ -288,13 +311,14 @@ def update(root: Path | str, expected: Sequence[Row] = (), *, check: bool = Fals
     return stale
 
 
-def _replace(text: str, table: str, path: Path) -> str:
-    """Puts a table between the markers; a text without markers stays as it is."""
-    counts = text.count(BEGIN), text.count(END)
+def _replace(text: str, part: Table, path: Path) -> str:
+    """Puts a table between its markers; a text without them stays as it is."""
+    begin, end = f"<!-- {part.name}:begin -->", f"<!-- {part.name}:end -->"
+    counts = text.count(begin), text.count(end)
     if counts == (0, 0):
         return text
-    if counts != (1, 1) or text.index(BEGIN) > text.index(END):
-        raise SegzooError(f"{path}: expected one {BEGIN} followed by one {END}.")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
+    if counts != (1, 1) or text.index(begin) > text.index(end):
+        raise SegzooError(f"{path}: expected one {begin} followed by one {end}.")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n\n{part.text}\n{end}{after}"

@@ -141,7 +141,7 @@ def test_update_writes_once_and_check_finds_what_is_stale(house):
 def test_the_readme_table_stands_between_its_markers(house):
     put(house)
     readme = house / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
     report.update(house, [ROW])
     text = readme.read_text()
     assert text.startswith("before\n")
@@ -149,9 +149,33 @@ def test_the_readme_table_stands_between_its_markers(house):
     assert "old" not in text
     assert "| camvid | segnet_basic | mIoU | 48.1 | 47.7 | paper, Table 1 |" in text
     assert report.update(house, [ROW]) == []
-    readme.write_text(f"{report.BEGIN} alone")
+    readme.write_text("<!-- results:begin --> alone")
     with pytest.raises(SegzooError, match=r"README\.md: expected one"):
         report.update(house, [ROW])
+
+
+def test_further_tables_stand_between_their_own_markers(house):
+    page = house / "docs" / "page.md"
+    page.write_text("<!-- a:begin --><!-- a:end -->\n<!-- b:begin --><!-- b:end -->\n")
+    readme = house / "README.md"
+    readme.write_text("<!-- results:begin --><!-- results:end -->\n<!-- a:begin --><!-- a:end -->")
+    tables = [
+        report.Table("docs/page.md", "a", "one\n"),
+        report.Table("docs/page.md", "b", "two\n"),
+        report.Table("README.md", "a", "three\n"),
+        report.Table("docs/none.md", "a", "four\n"),
+    ]
+    assert set(report.update(house, tables=tables)) == {
+        house / "docs" / "results.md",
+        page,
+        readme,
+    }
+    assert page.read_text() == (
+        "<!-- a:begin -->\n\none\n\n<!-- a:end -->\n<!-- b:begin -->\n\ntwo\n\n<!-- b:end -->\n"
+    )
+    assert "No full-size experiment" in readme.read_text()
+    assert readme.read_text().endswith("three\n\n<!-- a:end -->")
+    assert report.update(house, tables=tables, check=True) == []
 
 
 def test_a_readme_without_markers_is_left_alone(house):

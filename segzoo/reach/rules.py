@@ -90,7 +90,10 @@ def _moved(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[Value] 
 
 def _concatenate(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[Value]:
     axis, shape = eqn.params["dimension"], shapes[0]
+    operands = [value for value in operands if value.shape[axis] > 0]
     seen = [value for value in operands if isinstance(value, Seen)]
+    if not seen:  # of the image there were no entries
+        return [Fixed(shape)]
     lines = []
     for i in range(len(seen[0].lines)):
         here = [value.lines[i] for value in seen]
