@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 import segzoo
 from segzoo import data, parallel, registry, weights
@@ -76,30 +75,39 @@ def training_shape(experiment: Experiment, source: Source) -> tuple[int, ...]:
     return (*size, image.shape[-1])
 
 
-def initial_params(experiment: Experiment, params: Any) -> Any:
-    """Returns `params` with all that fits taken from `experiment.init_from`, and says what did not.
+def initial_variables(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """Returns freshly initialised `variables` with what `init_from` has for them, and says so.
+
+    A finer FCN starts from a coarser one as in the paper; see `weights.start_from` for the rest.
+
+    Args:
+        experiment: `init_from` and `model` are read from it.
+        variables: as `model.init` gives them.
+        model: the experiment's.
+        image_shape: `(*S, C)` of a training image.
 
     Raises:
-        SegzooError: when nothing fits.
+        SegzooError: when the weights cannot be read or do not fit.
     """
     assert experiment.init_from is not None
-    _, variables, info = weights.load(experiment.init_from)
-    if experiment.model.startswith("fcn") and info.model.startswith("fcn"):
-        return fcn.from_coarser(params, variables["params"])
-    mine = traverse_util.flatten_dict(params, sep="/")
-    theirs = traverse_util.flatten_dict(variables["params"], sep="/")
-    taken = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
-    if not taken:
-        raise SegzooError(
-            f"{experiment.init_from} ({info.model!r}) has no parameter that fits "
-            f"{experiment.model!r}."
-        )
-    fresh = [name for name in mine if name not in taken]
-    parallel.log(
-        f"took {len(taken)} parameter arrays from {experiment.init_from}"
-        + (f"; {len(fresh)} start afresh: {', '.join(fresh[:6])}" if fresh else "")
-    )
-    return traverse_util.unflatten_dict({**mine, **taken}, sep="/")
+    source = weights.read(experiment.init_from)
+    coarser = source.info.model if source.info is not None else ""
+    if {coarser, experiment.model} <= {"fcn32s", "fcn16s", "fcn8s"} and coarser != experiment.model:
+        taken = weights.unflatten(source.tensors)
+        return {
+            **variables,
+            **taken,
+            "params": fcn.from_coarser(variables["params"], taken["params"]),
+        }
+    started, notes = weights.start_from(source, variables, model, image_shape)
+    for note in notes:
+        parallel.log(note)
+    return started
 
 
 def open_dataset(experiment: Experiment) -> Dataset:

@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from segzoo import parallel
 from segzoo.errors import SegzooError
+from segzoo.transfer import union
 
 FOLDER = "checkpoints"
 _SCORE = "score"
@@ -160,7 +161,7 @@ def restore_variables(
 
     Returns:
         `{"params": ..., "batch_stats": ...}` on the first local device, with the running average
-        of the parameters in the place of the parameters where the run kept one; and the step.
+        of a parameter in the place of the parameter where the run kept one; and the step.
 
     Raises:
         SegzooError: when there is no checkpoint, or it cannot be read.
@@ -199,7 +200,7 @@ def restore_variables(
             raise SegzooError(
                 f"{folder}/{step}: this checkpoint cannot be read ({_reason(error)})."
             ) from error
-    variables = {"params": restored.get("ema", restored["params"])}
+    variables = {"params": union(restored["params"], restored.get("ema", {}))}
     if "batch_stats" in restored:
         variables["batch_stats"] = restored["batch_stats"]
     return variables, step

@@ -14,6 +14,7 @@ from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.files import write_atomically
 from segzoo.losses import Loss
 from segzoo.optim import Optimizer
+from segzoo.transfer import Transfer
 
 ModelValue = int | float | bool | str
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class Experiment:
     """A run folder or weights file whose parameters to start from."""
     init_row: str | None = None
     """A row of the same study whose run to start from."""
+    transfer: Transfer = dataclasses.field(default_factory=Transfer)
+    """What of the model is trained, and how fast: from scratch, fixed encoder, fine-tuning."""
     seed: int = 0
     """Seeds initialisation, the order of the data, augmentation and drop-out."""
     log_every: int = 20
@@ -128,6 +131,17 @@ class Experiment:
             )
         if not 0.0 <= self.ema < 1.0:
             raise SegzooError(f"ema is {self.ema}; expected a decay in [0, 1).")
+        source = self.init_from or self.init_row
+        if source is not None and self.transfer.scenario == "scratch":
+            raise SegzooError(
+                f"transfer.scenario is 'scratch', but the run would start from {source!r}; "
+                "expected 'fixed' or 'fine_tune', or no weights to start from."
+            )
+        if self.transfer.cache and self.augment != Augment():
+            raise SegzooError(
+                "transfer.cache keeps the features of the images as they are; expected no "
+                "augmentation."
+            )
 
     @property
     def label(self) -> str:

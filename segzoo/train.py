@@ -8,8 +8,6 @@ number of devices and processes, and a run that was killed goes on as if nothing
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from segzoo import assembly, evaluate, parallel, tasks
+from segzoo import assembly, evaluate, parallel, tasks, transfer
 from segzoo import experiment as experiments
 from segzoo.checkpoint import Checkpoints
 from segzoo.data import augment
 from segzoo.data.pipeline import device_prefetch, train_batches
 from segzoo.data.spec import Dataset, DatasetSpec
-from segzoo.errors import SegzooError, check_name
+from segzoo.errors import SegzooError
 from segzoo.experiment import Experiment
 from segzoo.interrupt import StopRequest
 from segzoo.runlog import RunLog
+from segzoo.transfer import Plan
+from segzoo.watch import Watch, monitored, patience_is_over
 from segzoo.weights.info import FILE_NAME as MODEL_FILE
 
 Step = Callable[["TrainState", dict[str, jax.Array]], tuple["TrainState", dict[str, jax.Array]]]
@@ -44,8 +44,8 @@ class TrainState:
         step: int32 `[]`, optimizer steps done; also the place in the data.
         params: the model's parameters, float32.
         batch_stats: BatchNorm's running statistics, `{}` without them.
-        opt_state: optax's state.
-        ema: the running average of `params`, or None.
+        opt_state: optax's state, of the trained parameters.
+        ema: the running average of the trained parameters, or None.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ class TrainState:
     @property
     def variables(self) -> dict[str, Any]:
         """What evaluation uses: the running average where there is one."""
-        params = self.params if self.ema is None else self.ema
+        params = self.params if self.ema is None else transfer.union(self.params, self.ema)
         return {"params": params, "batch_stats": self.batch_stats}
 
 
@@ -73,7 +73,7 @@ def create_state(
     """Initialises a state from the experiment's seed, and from `init_from` where given.
 
     Args:
-        experiment: seed, `init_from` and `ema` are read from it.
+        experiment: seed, `init_from`, `transfer` and `ema` are read from it.
         model: the module.
         optimizer: the optax transformation.
         image_shape: `(*S, C)` of a training image.
@@ -89,17 +89,20 @@ def create_state(
     def init(key: jax.Array) -> Any:
         return model.init({"params": key}, jnp.zeros((1, *image_shape)))
 
+    plan = transfer.make_plan(experiment, model, image_shape)
     variables = init(jax.random.key(experiment.seed))
-    params = variables["params"]
     if experiment.init_from is not None:
-        params = assembly.initial_params(experiment, params)
+        variables = assembly.initial_variables(experiment, variables, model, image_shape)
+    elif plan.fixed:
+        parallel.log("no init_from: what is fixed of the encoder stays as it is drawn, random.")
+    trained, _ = plan.split(variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
+        params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trained),
         # A copy: the donated state must not hold the same buffer twice.
-        ema=jax.tree.map(jnp.copy, params) if experiment.ema else None,
+        ema=jax.tree.map(jnp.copy, trained) if experiment.ema else None,
     )
 
 
@@ -118,7 +121,7 @@ def make_train_step(
     """Returns the body of a train step, to be compiled by `parallel.data_parallel`.
 
     Args:
-        experiment: loss, augmentation, accumulation and averaging are read from it.
+        experiment: loss, augmentation, transfer, accumulation and averaging are read from it.
         model: built with the same `axis_name`.
         optimizer: the optax transformation `create_state` was given.
         task: what the logits mean.
@@ -128,7 +131,8 @@ def make_train_step(
 
     Returns:
         `(state, batch) -> (state, {"loss", "grad_norm"})`. The gradient is that of the mean over
-        all valid pixels of the global batch: sums and counts add up over devices, divided once.
+        all valid pixels of the global batch, by the trained parameters: sums and counts add up over
+        devices, divided once.
     """
     augment_key, dropout_key = jax.random.split(jax.random.key(experiment.seed))
     fill = jnp.asarray(spec.mean, jnp.float32)
@@ -144,10 +148,13 @@ def make_train_step(
         example = jax.vmap(one)(batch["index"], example)
         return {**example, "image": assembly.normalise(example["image"], spec)}
 
-    def gradients(params: Any, batch_stats: Any, example: Any, key: jax.Array) -> Any:
-        def objective(params: Any) -> tuple[jax.Array, Any]:
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
+    def gradients(
+        plan: Plan, trained: Any, fixed: Any, batch_stats: Any, example: Any, key: jax.Array
+    ) -> Any:
+        def objective(trained: Any) -> tuple[jax.Array, Any]:
+            logits, updates = plan.apply(
+                model,
+                {"params": transfer.union(fixed, trained), "batch_stats": batch_stats},
                 example["image"],
                 train=True,
                 mutable=collections_,
@@ -159,23 +166,24 @@ def make_train_step(
                 total += experiment.loss.auxiliary * extra
             return total, (count, updates.get("batch_stats", {}))
 
-        (total, (count, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        (total, (count, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(trained)
         return (grads, total, count), batch_stats
 
-    def accumulate(params: Any, batch_stats: Any, example: Any, key: jax.Array) -> Any:
+    def accumulate(
+        plan: Plan, trained: Any, fixed: Any, batch_stats: Any, example: Any, key: jax.Array
+    ) -> Any:
         parts = experiment.accumulate
         if parts == 1:
-            return gradients(params, batch_stats, example, key)
+            return gradients(plan, trained, fixed, batch_stats, example, key)
         example = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), example)
 
         def add(carry: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
             sums, batch_stats = carry
-            more, batch_stats = gradients(
-                params, batch_stats, part[1], jax.random.fold_in(key, part[0])
-            )
+            part_key = jax.random.fold_in(key, part[0])
+            more, batch_stats = gradients(plan, trained, fixed, batch_stats, part[1], part_key)
             return (jax.tree.map(jnp.add, sums, more), batch_stats), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+        zeros = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros(()), jnp.zeros(()))
         carry, _ = jax.lax.scan(add, (zeros, batch_stats), (jnp.arange(parts), example))
         return carry
 
@@ -183,118 +191,23 @@ def make_train_step(
         state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         example = prepare(batch)
+        plan = transfer.make_plan(experiment, model, example["image"].shape[1:])
+        trained, fixed = plan.split(state.params)
         key = jax.random.fold_in(dropout_key, state.step)
-        sums, batch_stats = accumulate(state.params, state.batch_stats, example, key)
+        sums, batch_stats = accumulate(plan, trained, fixed, state.batch_stats, example, key)
         grads, total, count = parallel.psum(sums, axis_name)
         count = jnp.maximum(count, 1.0)  # an all-void batch changes nothing
         grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, plan.scale(updates))
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - experiment.ema)
+            ema = optax.incremental_update(trained, ema, 1.0 - experiment.ema)
+        params = transfer.union(fixed, trained)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return new, {"loss": total / count, "grad_norm": optax.tree.norm(grads)}
 
     return step
-
-
-# --- watch ---------------------------------------------------------------------------------------
-
-
-class Watch:
-    """Keeps an eye on the steps: speed, rows of the log, and losses that are not finite.
-
-    Steps are dispatched ahead of the devices; their metrics are fetched together, now and then.
-    """
-
-    _AHEAD = 2  # steps in flight: enough to hide the host, little enough memory
-
-    def __init__(self, experiment: Experiment, folder: Path, log: RunLog):
-        self._experiment = experiment
-        self._folder = folder
-        self._log = log
-        self._schedule = experiment.optimizer.learning_rate_at(experiment.steps)
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        rows = log.of_split("train")
-        self._seconds = rows[-1]["seconds"] if rows else 0.0
-        self._ahead = 0 if parallel.must_block_every_step() else self._AHEAD
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last row out of the training time."""
-        self._since = time.perf_counter()
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Notes a step that was dispatched."""
-        self._pending.append((step, metrics))
-        if len(self._pending) > self._ahead:
-            jax.block_until_ready(self._pending[-1 - self._ahead][1])
-
-    def flush(self, saved: int | None) -> None:
-        """Writes a row over the steps since the last one.
-
-        Args:
-            saved: the newest checkpoint, for the error.
-
-        Raises:
-            SegzooError: at the first loss or gradient that is not finite.
-        """
-        if not self._pending:
-            return
-        steps = [step for step, _ in self._pending]
-        fetched = jax.device_get([metrics for _, metrics in self._pending])
-        self._pending = []
-        for step, metrics in zip(steps, fetched, strict=True):
-            for what, name in (("loss", "loss"), ("gradient", "grad_norm")):
-                if not np.isfinite(metrics[name]):
-                    good = (
-                        "there is no checkpoint yet"
-                        if saved is None
-                        else (f"the last good checkpoint is step {saved}")
-                    )
-                    raise SegzooError(
-                        f"{what} is not finite at step {step} in {self._folder}; {good}."
-                    )
-        seconds = time.perf_counter() - self._since
-        self._seconds += seconds
-        self.restart_clock()
-        rate = len(steps) * self._experiment.batch_size / seconds
-        loss = float(np.mean([metrics["loss"] for metrics in fetched], dtype=np.float64))
-        row = {
-            "loss": loss,
-            "grad_norm": float(fetched[-1]["grad_norm"]),
-            "learning_rate": float(self._schedule(steps[-1] - 1)),
-            "images_per_second": round(rate, 2),
-            "seconds": round(self._seconds, 3),
-        }
-        self._log.write("train", steps[-1], row)
-        self._log.show(steps[-1], f"loss {loss:.4f}  {rate:.1f} img/s")
-
-
-def monitored(experiment: Experiment, scores: dict[str, Any]) -> float:
-    """Returns the score that picks the best checkpoint; one that is undefined counts as worst.
-
-    Raises:
-        SegzooError: when `monitor` is no score of this task.
-    """
-    numbers = [k for k, v in scores.items() if v is None or isinstance(v, int | float)]
-    check_name("monitor", experiment.monitor, numbers)
-    value = scores[experiment.monitor]
-    if value is None or math.isnan(value):
-        return -math.inf if experiment.mode == "max" else math.inf
-    return float(value)
-
-
-def patience_is_over(experiment: Experiment, log: RunLog) -> bool:
-    """Whether the monitored score has not improved for `patience` evaluations."""
-    if experiment.patience is None:
-        return False
-    sign = 1.0 if experiment.mode == "max" else -1.0
-    values = [sign * monitored(experiment, row) for row in log.of_split("val")]
-    if not values:
-        return False
-    return len(values) - 1 - values.index(max(values)) >= experiment.patience
 
 
 # --- loop ----------------------------------------------------------------------------------------

@@ -86,16 +86,10 @@ def assert_same_function():
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """`tests/programs/tiny.py`: a registered model, an experiment and data that train at once."""
+def compilation_cache(tmp_path_factory):
+    """What a test compiles need not be compiled again by another of its module."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    from segzoo import registry
-
-    place = Path(__file__).parent / "programs" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", place)
-    module = importlib.util.module_from_spec(spec)
-    # Most of such a run's time goes into compiling what the run before it compiled.
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
@@ -104,9 +98,20 @@ def tiny(tmp_path_factory):
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    spec.loader.exec_module(module)
-    yield module
-    del registry._ENTRIES["tiny"]
+    yield
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def tiny(compilation_cache):
+    """`tests/programs/tiny.py`: a registered model, an experiment and data that train at once."""
+    from segzoo import registry
+
+    place = Path(__file__).parent / "programs" / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del registry._ENTRIES["tiny"]

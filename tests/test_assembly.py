@@ -61,10 +61,10 @@ def test_a_run_can_start_from_anothers_parameters(tiny, tmp_path):
         "Conv_0": {"kernel": np.zeros((3, 3, 3, 4))},
         "Conv_1": {"kernel": np.zeros((1, 1, 4, 5)), "bias": np.zeros(5)},
     }
-    taken = assembly.initial_params(second, mine)
+    taken = assembly.initial_variables(second, {"params": mine})["params"]
     np.testing.assert_array_equal(
         taken["Conv_0"]["kernel"], variables["params"]["Conv_0"]["kernel"]
     )
     assert not taken["Conv_1"]["kernel"].any()  # of other classes: starts afresh
     with pytest.raises(SegzooError, match="has no parameter that fits 'tiny'"):
-        assembly.initial_params(second, {"Dense_0": {"kernel": np.zeros((2, 2))}})
+        assembly.initial_variables(second, {"params": {"Dense_0": {"kernel": np.zeros((2, 2))}}})
