@@ -10,11 +10,12 @@ import numpy as np
 import safetensors
 
 from segzoo.errors import SegzooError
+from segzoo.weights import torch_file
 from segzoo.weights.fit import flatten
 from segzoo.weights.info import FILE_NAME, ModelInfo
 
 METADATA = "segzoo"  # the key of a ModelInfo in a safetensors file
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar is a habit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,13 @@ def read_file(path: Path) -> Source:
     """Reads a file; see `read`."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    raise SegzooError(f"{path} is neither a run folder nor a .safetensors file.")
+    if path.suffix in TORCH_SUFFIXES:
+        tensors, notes = torch_file.read(path)
+        return Source(str(path), tensors, notes=notes, origin=path.name)
+    raise SegzooError(
+        f"{path} is neither a run folder nor a file of weights (.safetensors or PyTorch's "
+        f"{', '.join(TORCH_SUFFIXES)})."
+    )
 
 
 def read_run(folder: Path) -> Source:
