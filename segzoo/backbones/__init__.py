@@ -3,6 +3,24 @@
 Importing this package registers them all.
 """
 
-from segzoo.backbones import alexnet, efficientnet, googlenet, inception_v2, lenet, resnet, vgg
+from segzoo.backbones import (
+    alexnet,
+    efficientnet,
+    googlenet,
+    inception_v2,
+    inception_v2_factorized,
+    lenet,
+    resnet,
+    vgg,
+)
 
-__all__ = ["alexnet", "efficientnet", "googlenet", "inception_v2", "lenet", "resnet", "vgg"]
+__all__ = [
+    "alexnet",
+    "efficientnet",
+    "googlenet",
+    "inception_v2",
+    "inception_v2_factorized",
+    "lenet",
+    "resnet",
+    "vgg",
+]
