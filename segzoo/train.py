@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from segzoo import assembly, evaluate, parallel, tasks, transfer
+from segzoo import assembly, evaluate, features, parallel, tasks, transfer
 from segzoo import experiment as experiments
 from segzoo.checkpoint import Checkpoints
 from segzoo.data import augment
+from segzoo.data.batching import Transform
 from segzoo.data.pipeline import device_prefetch, train_batches
 from segzoo.data.spec import Dataset, DatasetSpec
 from segzoo.errors import SegzooError
@@ -138,7 +139,7 @@ def make_train_step(
     fill = jnp.asarray(spec.mean, jnp.float32)
     collections_ = ["batch_stats"] + (["aux_logits"] if experiment.loss.auxiliary else [])
 
-    def prepare(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def prepare(batch: dict[str, jax.Array]) -> dict[str, Any]:
         def one(index: jax.Array, example: dict[str, jax.Array]) -> dict[str, jax.Array]:
             example = {**example, "image": example["image"].astype(jnp.float32)}
             key = jax.random.fold_in(augment_key, index)
@@ -146,7 +147,8 @@ def make_train_step(
 
         example = {name: batch[name] for name in tasks.ARRAYS if name in batch}
         example = jax.vmap(one)(batch["index"], example)
-        return {**example, "image": assembly.normalise(example["image"], spec)}
+        example["image"] = assembly.normalise(example["image"], spec)
+        return {**example, "features": features.of_batch(batch)}
 
     def gradients(
         plan: Plan, trained: Any, fixed: Any, batch_stats: Any, example: Any, key: jax.Array
@@ -156,6 +158,7 @@ def make_train_step(
                 model,
                 {"params": transfer.union(fixed, trained), "batch_stats": batch_stats},
                 example["image"],
+                example["features"],
                 train=True,
                 mutable=collections_,
                 rngs={"dropout": key},
@@ -283,12 +286,17 @@ def train(
     eval_step = parallel.data_parallel(
         evaluate.make_eval_step(model, task, experiment, spec, weights, axis_name), backend=backend
     )
+    transform: Transform | None = assembly.host_transform(experiment, source)
+    if experiment.transfer.cache:
+        place = (source, spec, folder)
+        source = features.keep(experiment, model, state.variables, *place, afresh=begin == 0)
+        transform = None  # done by the source now
     batches = train_batches(
         source,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         start=begin,
-        transform=assembly.host_transform(experiment, source),
+        transform=transform,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=experiment.loader_threads,

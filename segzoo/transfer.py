@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
@@ -123,12 +123,29 @@ class Plan:
         }
         return union(updates, {ENCODER: scaled}) if scaled else updates
 
-    def apply(self, model: nn.Module, variables: Tree, image: jax.Array, **options: Any) -> Any:
+    def apply(
+        self,
+        model: nn.Module,
+        variables: Tree,
+        image: jax.Array,
+        features: Mapping[int, jax.Array] | None = None,
+        **options: Any,
+    ) -> Any:
         """Returns `model.apply(variables, image, **options)` with what is fixed in inference mode.
 
+        Args:
+            model: the module.
+            variables: its variables.
+            image: `[B, *S, C]`, normalised.
+            features: of a fixed encoder, by position, so that it need not be computed again; none
+                to compute it.
+            **options: `train`, `mutable`, `rngs`.
+
         Raises:
-            SegzooError: when a fixed layer does not take `train=` or `deterministic=` by keyword.
+            SegzooError: when a fixed layer does not take `train=` by keyword.
         """
+        if features:
+            return apply_with_features(model, variables, image, features, **options)
         if not self.fixed:
             return model.apply(variables, image, **options)
         with nn.intercept_methods(self._in_inference_mode):
@@ -236,3 +253,98 @@ def union(one: Any, other: Any) -> Any:
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
         return other
     return {**one, **{k: union(one[k], v) if k in one else v for k, v in other.items()}}
+
+
+# --- features ------------------------------------------------------------------------------------
+
+
+def encode(model: nn.Module, variables: Tree, image: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns what a model's encoder answers to a batch, in inference mode, finest map first.
+
+    Under `jit` the rest of the model is not computed.
+
+    Args:
+        model: a module with a backbone.
+        variables: its `params` and, where it has any, `batch_stats`.
+        image: `[B, *S, C]`, normalised.
+
+    Raises:
+        SegzooError: when the model has no encoder, or calls it more than once.
+    """
+    _, state = model.apply(
+        variables,
+        image,
+        capture_intermediates=lambda module, method: (
+            module.path == (ENCODER,) and method == "__call__"
+        ),
+        mutable=["intermediates"],
+    )
+    calls = state.get("intermediates", {}).get(ENCODER, {}).get("__call__", ())
+    if len(calls) != 1:
+        raise SegzooError(
+            f"model {type(model).__name__!r} calls its encoder {len(calls)} times; features can be "
+            "taken from one call."
+        )
+    features: tuple[jax.Array, ...] = calls[0]
+    return features
+
+
+def apply_with_features(
+    model: nn.Module,
+    variables: Tree,
+    image: jax.Array,
+    features: Sequence[jax.Array] | Mapping[int, jax.Array],
+    **options: Any,
+) -> Any:
+    """Returns `model.apply(variables, image, **options)` with features in place of the encoder.
+
+    Args:
+        model: a module with a backbone.
+        variables: its variables; those of the encoder are not used.
+        image: `[B, *S, C]`, normalised, that the features were computed of.
+        features: from `encode`; or some of them by their position, where the others do not change
+            the result (see `used_features`).
+        **options: for `model.apply`: `train`, `mutable`, `rngs`.
+    """
+    if isinstance(features, Mapping):
+        shapes = jax.eval_shape(lambda v, x: encode(model, v, x), variables, image)
+        zeros = (jnp.zeros(shape.shape, shape.dtype) for shape in shapes)
+        features = [features.get(place, zero) for place, zero in enumerate(zeros)]
+
+    def answer(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        encoder = module.scope is not None and module.path == (ENCODER,)
+        if encoder and context.method_name == "__call__":
+            return tuple(features)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(answer):
+        return model.apply(variables, image, **options)
+
+
+def used_features(model: nn.Module, variables: Tree, image: Any) -> tuple[int, ...]:
+    """Returns the positions of the maps that logits and auxiliary logits depend on.
+
+    Read off the program, without running it; a map may be named that is not used in the end, but
+    none that is used is left out.
+
+    Args:
+        model: a module with a backbone.
+        variables: its variables, or their shapes.
+        image: `[B, *S, C]`, or its shape.
+    """
+    features = jax.eval_shape(lambda v, x: encode(model, v, x), variables, image)
+
+    def head(features: tuple[jax.Array, ...], variables: Tree, image: jax.Array) -> Any:
+        logits, sown = apply_with_features(
+            model, variables, image, features, mutable=["aux_logits"]
+        )
+        return logits, sown
+
+    program = jax.make_jaxpr(head)(features, variables, image).jaxpr
+    alive = {id(variable) for variable in program.outvars}
+    for equation in reversed(program.eqns):
+        if any(id(variable) in alive for variable in equation.outvars):
+            alive |= {id(variable) for variable in equation.invars}
+    inputs = program.invars[: len(features)]
+    return tuple(place for place, variable in enumerate(inputs) if id(variable) in alive)

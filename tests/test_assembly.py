@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -53,18 +54,25 @@ def test_class_weights_are_given_or_measured_on_the_training_split(tiny):
     )
 
 
-def test_a_run_can_start_from_anothers_parameters(tiny, tmp_path):
+def test_a_run_can_start_from_anothers_variables(tiny, tmp_path, capsys):
     train(tiny.experiment(steps=1), tmp_path / "first", dataset=tiny.dataset())
-    _, variables, _ = weights.load(tmp_path / "first")
-    second = tiny.experiment(init_from=str(tmp_path / "first"))
-    mine = {
-        "Conv_0": {"kernel": np.zeros((3, 3, 3, 4))},
-        "Conv_1": {"kernel": np.zeros((1, 1, 4, 5)), "bias": np.zeros(5)},
-    }
-    taken = assembly.initial_variables(second, {"params": mine})["params"]
-    np.testing.assert_array_equal(
-        taken["Conv_0"]["kernel"], variables["params"]["Conv_0"]["kernel"]
-    )
-    assert not taken["Conv_1"]["kernel"].any()  # of other classes: starts afresh
-    with pytest.raises(SegzooError, match="has no parameter that fits 'tiny'"):
-        assembly.initial_variables(second, {"params": {"Dense_0": {"kernel": np.zeros((2, 2))}}})
+    _, source, _ = weights.load(tmp_path / "first")
+    experiment = tiny.experiment(init_from=str(tmp_path / "first"), model_args={"num_classes": 5})
+
+    def start(**changes):
+        model = tiny.Tiny(**{"num_classes": 5, **changes})
+        fresh = model.init(jax.random.key(1), np.zeros((1, 16, 16, 3)))
+        return fresh, assembly.initial_variables(experiment, fresh, model, (16, 16, 3))
+
+    fresh, started = start()
+    assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, fresh)
+    assert_same(started["params"]["Conv_0"], source["params"]["Conv_0"])
+    assert_same(started["batch_stats"], source["batch_stats"])
+    assert_same(started["params"]["Conv_1"], fresh["params"]["Conv_1"])  # of other classes
+    assert "Conv_1 starts afresh" in capsys.readouterr().err
+    with pytest.raises(SegzooError, match=r"of another shape.*Conv_0"):
+        start(width=7)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -1,7 +1,9 @@
 """What is fixed stays as it is, costs no backward pass and runs as in inference."""
 
+import collections
 import dataclasses
 import re
+import shutil
 
 import flax.linen as nn
 import jax
@@ -20,6 +22,7 @@ from segzoo.experiment import Experiment
 from segzoo.layers import Dropout, Norm, Score
 from segzoo.losses import Loss
 from segzoo.optim import Optimizer
+from segzoo.runlog import read_rows
 from segzoo.train import create_state, make_train_step, train
 from segzoo.transfer import Plan, Transfer
 
@@ -415,14 +418,101 @@ def test_rates_scale_the_whole_step_of_a_stage(optimizer):
         np.testing.assert_allclose(slow_step, factor * step, atol=1e-6, err_msg=path)
 
 
-# --- runs ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def pretrained(coder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pretrained"
     train(make(steps=3), folder, dataset=dataset())
     return folder
+
+
+# --- features -----------------------------------------------------------------------------------
+
+
+def test_a_model_goes_on_from_its_encoders_features_exactly():
+    state, _ = parts(make())
+    model = assembly.build_model(make(), dataset().spec, None)
+    image = jax.random.normal(jax.random.key(0), (2, *SIZE, 3))
+    features = transfer.encode(model, state.variables, image)
+    assert [f.shape for f in features] == [(2, 4, 4, 4), (2, 2, 2, 6), (2, 1, 1, 8)]
+    options = {
+        "train": True,
+        "mutable": ["batch_stats", "aux_logits"],
+        "rngs": {"dropout": jax.random.key(1)},
+    }
+    plan = plan_of(scenario="fixed")
+    plain = plan.apply(model, state.variables, image, **options)
+    for given in (features, dict(enumerate(features)), {1: features[1], 2: features[2]}):
+        again = transfer.apply_with_features(model, state.variables, image, given, **options)
+        assert not changed(again, plain)
+    assert not changed(plain[1]["batch_stats"]["backbone"], state.batch_stats["backbone"])
+    other = [2 * f for f in features]
+    assert changed(
+        transfer.apply_with_features(model, state.variables, image, other, **options), plain
+    )
+
+
+def test_the_features_a_model_uses_are_found():
+    state, _ = parts(make())
+    model = assembly.build_model(make(), dataset().spec, parallel.AXIS)
+    image = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
+    assert transfer.used_features(model, state.variables, image) == (1, 2)
+
+
+def test_a_model_without_an_encoder_has_no_features():
+    model, image = nn.Conv(2, (1, 1)), jnp.zeros((1, *SIZE, 3))
+    variables = model.init(jax.random.key(0), image)
+    with pytest.raises(SegzooError, match=r"'Conv' calls its encoder 0 times"):
+        transfer.encode(model, variables, image)
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "ema": 0.5}])
+def test_training_from_kept_features_is_training(pretrained, tmp_path, capsys, changes):
+    plain = make(transfer=FIXED, init_from=str(pretrained), batch_size=8, **changes)
+    cached = dataclasses.replace(plain, transfer=Transfer("fixed", cache=True))
+    train(plain, tmp_path / "plain", dataset=dataset())
+    capsys.readouterr()
+    train(cached, tmp_path / "cached", dataset=dataset())
+    assert "computing features of 10 images: 1.28 kB in" in capsys.readouterr().err
+    sizes = {p.name: p.stat().st_size for p in (tmp_path / "cached" / "features").iterdir()}
+    assert sizes == {"1.bin": 10 * 4 * 2 * 2 * 6, "2.bin": 10 * 4 * 8}
+    ours, theirs = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("cached", "plain"))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
+    ours, theirs = (restore_variables(tmp_path / name, "latest")[0] for name in ("cached", "plain"))
+    assert not changed(ours["params"]["backbone"], theirs["params"]["backbone"])
+    assert not changed(ours["batch_stats"]["backbone"], theirs["batch_stats"]["backbone"])
+
+
+def test_features_are_computed_again_unless_a_run_goes_on(pretrained, tmp_path, capsys):
+    cached = make(transfer=Transfer("fixed", cache=True), init_from=str(pretrained))
+    train(cached, tmp_path / "straight", dataset=dataset())
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    shutil.copy(tmp_path / "straight" / "config.json", folder)  # killed before the first step
+    (folder / "features").mkdir()
+    for name, size in (("1.bin", 960), ("2.bin", 320)):
+        (folder / "features" / name).write_bytes(bytes(size))
+    train(cached, folder, dataset=dataset())
+    for name in ("1.bin", "2.bin"):
+        kept = (folder / "features" / name).read_bytes()
+        assert kept == (tmp_path / "straight" / "features" / name).read_bytes()
+    shutil.rmtree(folder / "checkpoints" / "6")
+    capsys.readouterr()
+    train(cached, folder, dataset=dataset())
+    assert "computing" not in capsys.readouterr().err
+    ours, theirs = (restore_variables(p, "latest")[0] for p in (folder, tmp_path / "straight"))
+    assert not changed(ours, theirs)
+
+
+def test_features_too_large_for_the_disk_are_said(pretrained, tmp_path, monkeypatch):
+    cached = make(transfer=Transfer("fixed", cache=True), init_from=str(pretrained))
+    usage = collections.namedtuple("usage", "free")(1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(SegzooError, match=r"take 1.28 kB, but .* has room for 1 kB"):
+        train(cached, tmp_path / "run", dataset=dataset())
+
+
+# --- runs ---------------------------------------------------------------------------------------
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(pretrained, tmp_path):
