@@ -70,7 +70,9 @@ def fit(
     where: str,
     *,
     native: bool,
-    whole: bool,
+    whole: str | None = None,
+    classes: bool = True,
+    channels: bool = True,
 ) -> Fitted:
     """Brings the tensors of a file to a model.
 
@@ -80,7 +82,10 @@ def fit(
         image_shape: `(*S, C)` of the model's images.
         where: the file, named in messages.
         native: whether the names are our own paths.
-        whole: whether everything is expected; else the encoder alone will do.
+        whole: the model's name in messages, where everything is expected; by default the encoder
+            alone will do.
+        classes: whether the number of classes may be another; the head then starts afresh.
+        channels: whether the number of input channels may be another.
 
     Raises:
         SegzooError: lists missing, unexpected and misshapen tensors; names one that is not finite
@@ -88,26 +93,26 @@ def fit(
     """
     shapes = shapes_of(model, image_shape)
     if native:
-        found = _native(tensors, shapes, whole)
+        found = _native(tensors, shapes, whole is not None)
     else:
         found = find(tensors, shapes, model, where)
     notes = []
     if found.match is not None and found.match.prefix:
         notes.append(f"the names in {where} begin with {found.match.prefix!r}.")
 
-    missing, absent = _missing(found, shapes, whole)
-    unexpected, unneeded = _spare(found, whole)
+    missing, absent = _missing(found, shapes, whole is not None)
+    unexpected, unneeded = _spare(found, whole is not None)
     of_classes = functools.cache(lambda: _differing(model, image_shape, classes=1))
     of_channels = functools.cache(lambda: _differing(model, image_shape, channels=1))
     values, scored, misshapen = dict(found.values), [], []
     for path, value in found.values.items():
         if value.shape == shapes[path]:
             continue
-        if path in of_classes():
+        if classes and path in of_classes():
             scored.append(path)
             continue
         adapted = None
-        if path in of_channels():
+        if channels and path in of_channels():
             adapted = adapt_input(value, shapes[path])
         if adapted is None:
             misshapen.append(path)
@@ -117,6 +122,8 @@ def fit(
             f"{found.name(path)} takes {value.shape[-2]} channels in {where}, here "
             f"{shapes[path][-2]}: {'summed up' if shapes[path][-2] == 1 else 'repeated in turn'}."
         )
+    if scored and len(scored) < len(of_classes() & found.values.keys()):
+        misshapen += scored  # the file contradicts itself
     faults = {
         "missing": [found.name(path) for path in missing],
         "unexpected": unexpected,
@@ -126,13 +133,7 @@ def fit(
             for path in misshapen
         ],
     }
-    if any(faults.values()):
-        texts = (
-            f"{len(names)} tensor{'s' * (len(names) > 1)} {fault}: {listed(names)}"
-            for fault, names in faults.items()
-            if names
-        )
-        raise SegzooError(f"{where} does not fit {describe(model)}: {'; '.join(texts)}.")
+    refuse(faults, where, whole or describe(model))
 
     # All that has a length of the number of classes starts afresh together.
     fresh = set(absent)
@@ -156,6 +157,39 @@ def fit(
         if path not in fresh
     }
     return Fitted(taken, tuple(sorted(fresh)), tuple(notes))
+
+
+def sizes(
+    tensors: Tensors, model: nn.Module, image_shape: Sequence[int], where: str
+) -> tuple[int | None, int | None]:
+    """Returns the numbers of classes and of input channels in another library's file.
+
+    Args:
+        tensors: by their names.
+        model: the model, with any number of classes.
+        image_shape: `(*S, C)` of an image, with any number of channels.
+        where: the file, named in messages.
+
+    Returns:
+        Both numbers, or None for one that no tensor in the file tells.
+    """
+    values = find(tensors, shapes_of(model, image_shape), model, where).values
+    of_classes = _differing(model, image_shape, classes=1)
+    of_channels = _differing(model, image_shape, channels=1)
+    classes = [v.shape[-1] for path, v in values.items() if path in of_classes and v.ndim == 1]
+    channels = [v.shape[-2] for path, v in values.items() if path in of_channels and v.ndim > 2]
+    return (classes or [None])[-1], (channels or [None])[-1]
+
+
+def refuse(faults: Mapping[str, Sequence[str]], where: str, model: str) -> None:
+    """Raises `SegzooError` where there are faulty tensors: all their names, by fault."""
+    texts = [
+        f"{len(names)} tensor{'s' * (len(names) > 1)} {fault}: {listed(names)}"
+        for fault, names in faults.items()
+        if names
+    ]
+    if texts:
+        raise SegzooError(f"{where} does not fit {model}: {'; '.join(texts)}.")
 
 
 def describe(model: nn.Module) -> str:

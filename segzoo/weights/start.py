@@ -45,7 +45,7 @@ def start_from(
     if not isinstance(source, Source):
         source = read(source)
     native = source.info is not None
-    fitted = fit(source.tensors, model, image_shape, source.where, native=native, whole=False)
+    fitted = fit(source.tensors, model, image_shape, source.where, native=native)
     fresh = flatten(variables)
     strangers = [path for path in fitted.values if path not in fresh]
     if strangers:

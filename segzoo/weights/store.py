@@ -1,31 +1,30 @@
-"""Weights in and out: safetensors files and run folders. Nothing is ever unpickled."""
+"""Weights in and out: safetensors files, run folders, other libraries' files, the hub."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
-from flax import traverse_util
 
-from segzoo import registry
-from segzoo.errors import SegzooError
+from segzoo import __version__, parallel, registry
+from segzoo.errors import SegzooError, check_positive_int
 from segzoo.files import write_atomically
-from segzoo.weights.info import FILE_NAME, ModelInfo
+from segzoo.weights.convert import to_theirs
+from segzoo.weights.fit import COLLECTIONS, fit, flatten, refuse, sizes, unflatten
+from segzoo.weights.info import ModelInfo
+from segzoo.weights.known import IMAGENET
+from segzoo.weights.source import EXPORTED, METADATA, Source, read
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
-
-COLLECTIONS = ("params", "batch_stats")
-_METADATA = "segzoo"
 
 
 def save(path: Path | str, variables: Mapping[str, Any], info: ModelInfo) -> None:
@@ -41,58 +40,123 @@ def save(path: Path | str, variables: Mapping[str, Any], info: ModelInfo) -> Non
     Raises:
         SegzooError: for another suffix, variables that do not fit the model, or an unwritable path.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise SegzooError(f"weights are written as .safetensors; {path} ends otherwise.")
-    kept = {name: variables[name] for name in COLLECTIONS if variables.get(name)}
-    check_fits(kept, info, "the variables given")
-    # `ascontiguousarray` would turn a scalar into a vector; safetensors writes memory order as is.
-    tensors = {
-        name: np.array(value, dtype=np.float32, order="C") for name, value in _flatten(kept).items()
-    }
-    write_atomically(
-        path, safetensors.numpy.save(tensors, metadata={_METADATA: json.dumps(info.to_json())})
-    )
+    tensors = _checked(path, variables, info)[1]
+    _write(path, tensors, {METADATA: json.dumps(info.to_json())})
 
 
-def load(path: Path | str) -> tuple[nn.Module, Variables, ModelInfo]:
-    """Loads a model with its weights.
+def export(
+    path: Path | str, variables: Mapping[str, Any], info: ModelInfo, layout: str = "torchvision"
+) -> None:
+    """Writes a `.safetensors` file as another library stores the same network.
+
+    Its `load_state_dict` takes the tensors as they are; `load` takes the file too, by the
+    description in its metadata.
 
     Args:
-        path: a run folder (its best checkpoint, else its latest) or a `.safetensors` file.
+        path: where to; must end in `.safetensors`.
+        variables: as for `save`.
+        info: the description.
+        layout: the library: "torchvision", "timm", ...
+
+    Raises:
+        SegzooError: as `save`, and when the library has no such network, or no such part of it.
+    """
+    model, tensors = _checked(path, variables, info)
+    named = to_theirs(tensors, model, layout)
+    _write(path, named, {EXPORTED: json.dumps(info.to_json()), "format": "pt", "layout": layout})
+
+
+def load(
+    source: Path | str,
+    model: str | None = None,
+    *,
+    in_channels: int | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> tuple[nn.Module, Variables, ModelInfo]:
+    """Loads a model with its weights.
+
+    What is adapted to overrides, and what is found out about another library's file, is said on
+    stderr, a line each.
+
+    Args:
+        source: a run folder (its best checkpoint, else its latest); a file, `.safetensors` or
+            PyTorch's `.pth` or `.pt`; a hub id `hf:owner/name[@revision][/file]`; or one of the
+            names of `weights.pretrained()`.
+        model: the model of the registry another library's file is for; our own files and the known
+            names say it themselves.
+        in_channels: by default as many as the weights take. With another number the first
+            convolution is adapted, mean and std likewise.
+        seed: of the initialisation of what starts afresh.
+        **overrides: of the model. With another `num_classes` the head starts afresh.
 
     Returns:
         The module, its variables `{"params": ..., "batch_stats": ...}` (no `batch_stats` when the
         model has none) and the description of both.
 
     Raises:
-        SegzooError: when the path is missing, no run folder and no segzoo file, damaged, or holds
-            tensors that do not fit the model.
+        SegzooError: when the source cannot be read, or tensors are missing, unexpected, of another
+            shape or not finite: all are listed.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _load_run(path)
-    if not path.exists():
-        raise SegzooError(f"{path} does not exist; expected a run folder or a .safetensors file.")
-    if path.suffix != ".safetensors":
-        raise SegzooError(f"{path} is neither a run folder nor a .safetensors file.")
-    return _load_file(path)
+    if in_channels is not None:
+        check_positive_int("in_channels", in_channels)
+    found = read(source)
+    described = found.info or found.exported
+    if described is not None and model not in (None, described.model):
+        raise SegzooError(
+            f"{found.where} holds {described.model!r}, not {model!r}; weights.start_from takes the "
+            "encoder of another model."
+        )
+    if described is None:
+        info, channels = _described(found, model, overrides)
+    else:
+        info = dataclasses.replace(described, model_args={**described.model_args, **overrides})
+        channels = described.in_channels
+        if overrides.get("num_classes") not in (
+            None,
+            described.model_args.get("num_classes"),
+        ):
+            info = _with_classes(info)
+    info = _with_channels(info, in_channels or channels)
+
+    net = _built(info, found.where)
+    shape = image_shape(net, info)
+    fitted = fit(
+        found.tensors,
+        net,
+        shape,
+        found.where,
+        native=found.info is not None,
+        whole=repr(info.model),
+        classes="num_classes" in overrides,
+        channels=in_channels is not None,
+    )
+    for note in (*found.notes, *fitted.notes):
+        parallel.log(note)
+    values = dict(fitted.values)
+    if fitted.fresh:
+        values |= _initialised(net, shape, fitted.fresh, seed)
+    return net, unflatten(values), info
 
 
 def variable_shapes(model: nn.Module, info: ModelInfo) -> Variables:
     """Returns the variables the model would be initialised with, as `jax.ShapeDtypeStruct`s.
 
-    Nothing is allocated or run. The input is of `info.image_size`, else of the registry's typical
-    size: parameters depend on it only in classifiers.
+    Nothing is allocated or run; see `image_shape` for the input.
     """
+    image = jax.ShapeDtypeStruct((1, *image_shape(model, info)), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    return {name: shapes[name] for name in COLLECTIONS if name in shapes}
+
+
+def image_shape(model: nn.Module, info: ModelInfo) -> tuple[int, ...]:
+    """Returns `(*S, C)` of an image for the model: of `info.image_size`, else of typical size."""
     size = info.image_size or registry.entry(info.model).input_shape[:-1]
     if len(size) != info.spatial_dims:
         size = (min(size),) * info.spatial_dims
     if getattr(model, "padding", None) == "VALID" and hasattr(model, "input_size"):
         size = model.input_size(tuple(size))
-    image = jax.ShapeDtypeStruct((1, *size, info.in_channels), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    return {name: shapes[name] for name in COLLECTIONS if name in shapes}
+    return (*size, info.in_channels)
 
 
 def check_fits(variables: Mapping[str, Any], info: ModelInfo, where: str) -> nn.Module:
@@ -109,75 +173,112 @@ def check_fits(variables: Mapping[str, Any], info: ModelInfo, where: str) -> nn.
     Raises:
         SegzooError: lists missing, unexpected and misshapen tensors.
     """
-    return _check_fits(_flatten(variables), info, where)
-
-
-def _check_fits(found: Mapping[str, Any], info: ModelInfo, where: str) -> nn.Module:
-    """`check_fits` for tensors by their path, as a file holds them."""
-    try:
-        model = info.build()
-    except SegzooError as error:
-        raise SegzooError(f"{where}: {error}") from error
-    expected = _flatten(variable_shapes(model, info))
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} {list(np.shape(found[name]))} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in found and np.shape(found[name]) != expected[name].shape
-    ]
-    faults = [
-        _few(fault, names)
-        for fault, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if faults:
-        raise SegzooError(f"{where} does not fit {info.model!r}: {'; '.join(faults)}.")
+    found = flatten(variables)
+    model = _built(info, where)
+    expected = flatten(variable_shapes(model, info))
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {list(np.shape(found[name]))} instead of {list(expected[name].shape)}"
+            for name in expected
+            if name in found and np.shape(found[name]) != expected[name].shape
+        ],
+    }
+    refuse(faults, where, repr(info.model))
     return model
 
 
-def _load_run(folder: Path) -> tuple[nn.Module, Variables, ModelInfo]:
-    if not (folder / FILE_NAME).exists():
-        runs = sorted(found.parent.name for found in folder.glob(f"*/{FILE_NAME}"))
-        inside = f" It holds the run folders {', '.join(runs[:5])}." if runs else ""
-        raise SegzooError(f"{folder} is not a run folder: it has no {FILE_NAME}.{inside}")
-    from segzoo.checkpoint import restore_variables  # Orbax takes seconds to import
-    from segzoo.experiment import load as load_experiment
-
-    info = ModelInfo.read(folder)
-    config = folder / "config.json"
-    mode = load_experiment(config).mode if config.exists() else "max"
-    variables, step = restore_variables(folder, which="best", mode=mode)
-    model = check_fits(variables, info, str(folder))
-    return model, variables, dataclasses.replace(info, step=step)
+def _checked(
+    path: Path | str, variables: Mapping[str, Any], info: ModelInfo
+) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """The model, and what is to be written of its variables, by path."""
+    if Path(path).suffix != ".safetensors":
+        raise SegzooError(f"weights are written as .safetensors; {path} ends otherwise.")
+    kept = {name: variables[name] for name in COLLECTIONS if variables.get(name)}
+    model = check_fits(kept, info, "the variables given")
+    return model, {path: np.asarray(value, np.float32) for path, value in flatten(kept).items()}
 
 
-def _load_file(path: Path) -> tuple[nn.Module, Variables, ModelInfo]:
+def _write(path: Path | str, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    # `ascontiguousarray` would turn a scalar into a vector; safetensors writes memory order as is.
+    packed = {name: np.array(value, order="C") for name, value in tensors.items()}
+    write_atomically(path, safetensors.numpy.save(packed, metadata=metadata))
+
+
+def _built(info: ModelInfo, where: str) -> nn.Module:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise SegzooError(f"{path} is not a whole safetensors file: {error}.") from error
-    if _METADATA not in metadata:
+        return info.build()
+    except SegzooError as error:
+        raise SegzooError(f"{where}: {error}") from error
+
+
+def _described(
+    source: Source, model: str | None, overrides: Mapping[str, Any]
+) -> tuple[ModelInfo, int]:
+    """Describes another library's weights, by what is known of them and by their shapes.
+
+    Returns:
+        The description, of three channels, and the number of channels the weights take.
+    """
+    known = source.known
+    name = model or (known.model if known is not None else None)
+    if name is None:
         raise SegzooError(
-            f"{path} carries no segzoo description: only files written by segzoo.weights.save load."
+            f"{source.where} does not say which model it is for: give its name, as in "
+            f"segzoo.load({source.where!r}, 'resnet50')."
         )
-    info = ModelInfo.from_text(metadata[_METADATA], f"{path} (metadata)")
-    model = _check_fits(tensors, info, str(path))
-    return model, traverse_util.unflatten_dict(tensors, sep="/"), info
+    entry = registry.entry(name)
+    args = {**(known.model_args if known is not None and known.model == name else {}), **overrides}
+    mean, std = (known.mean, known.std) if known is not None else IMAGENET
+    info = ModelInfo(
+        model=name,
+        model_args=args,
+        class_names=(),
+        palette=(),
+        mean=mean,
+        std=std,
+        task=entry.task,
+        image_size=known.image_size if known is not None else None,
+        image_fit="resize",
+        segzoo_version=__version__,
+        origin=source.origin,
+    )
+    net = _built(info, source.where)
+    classes, channels = sizes(source.tensors, net, image_shape(net, info), source.where)
+    args.setdefault("num_classes", classes or entry.overrides["num_classes"])
+    return _with_classes(dataclasses.replace(info, model_args=args)), channels or 3
 
 
-def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"params/a/b/kernel": array}`; empty collections vanish."""
-    return traverse_util.flatten_dict(dict(variables), sep="/")
+def _with_classes(info: ModelInfo) -> ModelInfo:
+    """The description with classes that have numbers for names."""
+    count = int(info.model_args["num_classes"])
+    return dataclasses.replace(
+        info, class_names=tuple(f"class {i}" for i in range(count)), palette=()
+    )
 
 
-def _few(fault: str, names: list[str], most: int = 3) -> str:
-    more = ", ..." if len(names) > most else ""
-    tensors = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {tensors} {fault}: {', '.join(names[:most])}{more}"
+def _with_channels(info: ModelInfo, channels: int) -> ModelInfo:
+    """The description with mean and std for another number of channels, as the kernel has it."""
+    if channels == info.in_channels:
+        return info
+    mean, std = (
+        (float(np.mean(values)),)
+        if channels == 1
+        else tuple(values[i % len(values)] for i in range(channels))
+        for values in (info.mean, info.std)
+    )
+    return dataclasses.replace(info, in_channels=channels, mean=mean, std=std)
+
+
+def _initialised(
+    model: nn.Module, shape: Sequence[int], paths: Iterable[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Some of a model's variables as its initialisers make them."""
+
+    @jax.jit  # only what is asked for is compiled
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        fresh = flatten(model.init({"params": key}, np.zeros((1, *shape), np.float32)))
+        return {path: fresh[path] for path in paths}
+
+    return {path: np.asarray(value) for path, value in init(jax.random.key(seed)).items()}

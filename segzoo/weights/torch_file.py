@@ -51,13 +51,16 @@ _WRAPPERS = (
 )
 
 
-def read(path: Path | str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def read(
+    path: Path | str, where: str | None = None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads the tensors of a state dict that `torch.save` wrote.
 
     A state dict inside a checkpoint (`{"state_dict": ..., "epoch": ...}`) is found.
 
     Args:
         path: the file.
+        where: what it is called in messages; by default the path.
 
     Returns:
         Arrays by name, in the order of the file: views, of the dtypes of the file; and sentences on
@@ -67,16 +70,16 @@ def read(path: Path | str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         SegzooError: when the file is damaged or holds no state dict, or asks for anything that
             would run code.
     """
-    path = Path(path)
+    where = where or str(path)
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             reader = _Archive(file) if zipfile.is_zipfile(file) else _Legacy(file)
-            named, notes = _state_dict(reader.content, str(path))
+            named, notes = _state_dict(reader.content, where)
             return {name: reader.array(tensor, name) for name, tensor in named.items()}, notes
     except Refused as refused:
-        raise SegzooError(f"{path} {refused}.") from None
+        raise SegzooError(f"{where} {refused}.") from None
     except (Damaged, *_BROKEN) as error:
-        raise SegzooError(f"{path} is not a whole file of torch.save: {error}.") from error
+        raise SegzooError(f"{where} is not a whole file of torch.save: {error}.") from error
 
 
 # --- the two formats -----------------------------------------------------------------------------

@@ -116,7 +116,10 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(saved):
 def test_many_faults_are_counted(saved):
     path, _, _ = saved
     rewrite(path, lambda tensors, _: [tensors.pop(n) for n in list(tensors) if "down" in n])
-    with pytest.raises(SegzooError, match=r"\d\d tensors missing: [^,]+, [^,]+, [^,]+, \.\.\."):
+    with pytest.raises(SegzooError, match=r"20 tensors missing: ([^,]+, ){19}[^, ]+\."):
+        segzoo.load(path)
+    rewrite(path, lambda tensors, _: tensors.pop("params/score/bias"))
+    with pytest.raises(SegzooError, match=r"21 tensors missing: .* and 1 more\."):
         segzoo.load(path)
 
 
@@ -128,17 +131,19 @@ def test_a_truncated_file_is_named(saved, keep):
         segzoo.load(path)
 
 
-def test_a_pickle_is_refused(tmp_path):
-    (tmp_path / "net.pt").write_bytes(b"\x80\x04N.")
-    with pytest.raises(SegzooError, match=r"neither a run folder nor a \.safetensors file"):
-        segzoo.load(tmp_path / "net.pt")
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "net.h5").write_bytes(b"\x89HDF")
+    with pytest.raises(SegzooError, match=r"net\.h5 is neither a run folder nor a file of weights"):
+        segzoo.load(tmp_path / "net.h5")
 
 
-def test_a_foreign_file_is_refused(tmp_path):
+def test_a_foreign_file_needs_the_name_of_its_model(tmp_path):
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(safetensors.numpy.save({"weight": np.zeros(3, np.float32)}))
-    with pytest.raises(SegzooError, match="no segzoo description"):
+    with pytest.raises(SegzooError, match="does not say which model it is for"):
         segzoo.load(path)
+    with pytest.raises(SegzooError, match="no other library's layout of UNet is known"):
+        segzoo.load(path, "unet")
 
 
 def test_an_unknown_model_is_named_with_its_file(saved):
