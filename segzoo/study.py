@@ -263,7 +263,18 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
 
 
 def print_table(records: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the headline scores of each record, and those of up to five classes, in percent."""
+    """Prints the headline scores of each record, and those of up to five classes, in percent.
+
+    A table for each dataset and split, in the order of the records.
+    """
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        kinds.setdefault((record["dataset"], record["split"]), []).append(record)
+    for alike in kinds.values():
+        _print_table(alike)
+
+
+def _print_table(records: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
