@@ -5,11 +5,11 @@
 
 `source` trains FCN-8s on the generated shapes, which need no files. The other rows train the same
 net on the first sixteen training images of the nuclei: `scratch` from random weights, `fixed` with
-the encoder of `source` as a fixed feature extractor, `fine_tune` from `source` at one learning rate
-and `slower` with rates that fall by 2.6 from the head down, stage by stage (arXiv:1801.06146,
-section 3.2). All have the same optimizer and number of steps, and no augmentation. The checkpoint is
-picked on val and scored on test once. The guide is docs/transfer-learning.md, ours in
-docs/results.md.
+the encoder of `source` as a fixed feature extractor, `fine_tune` from `source` at one learning
+rate, and `slower` at rates that fall by 2.6 from the head down, stage by stage (arXiv:1801.06146,
+section 3.2). All have the same optimizer and number of steps, and no augmentation. The checkpoint
+is picked on val and scored on test once. The guide is docs/transfer-learning.md; ours, and how long
+it took: docs/results.md.
 """
 
 import dataclasses
