@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segzoo.ops.spatial import center_crop, crop_to, max_pool, pad_to_multiple, resize
+from segzoo.ops.spatial import (
+    adaptive_avg_pool,
+    center_crop,
+    crop_to,
+    dilated_max_pool,
+    max_pool,
+    pad_to_multiple,
+    resize,
+)
 
 
 def random(*shape, seed=0):
@@ -142,3 +150,48 @@ def test_max_pool_of_overlapping_windows(assert_same_function, strides, padding)
 def test_max_pool_of_integers():
     x = jnp.arange(9).reshape(1, 3, 3, 1)
     np.testing.assert_array_equal(max_pool(x, (2, 2), padding="SAME")[0, :, :, 0], [[4, 5], [7, 8]])
+
+
+@pytest.mark.parametrize(
+    ("size", "new"), [((14, 14), (7, 7)), ((9, 16), (7, 6)), ((3, 1), (7, 2)), ((40, 3), (4, 3))]
+)
+def test_adaptive_average_pool_is_the_mean_of_its_bins(assert_same_function, size, new):
+    def reference(x):
+        for axis, (n, m) in enumerate(zip(size, new, strict=True), start=1):
+            bins = [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+            means = [jax.lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in bins]
+            x = jnp.stack(means, axis)
+        return x
+
+    assert_same_function(lambda x: adaptive_avg_pool(x, new), reference, random(2, *size, 3))
+
+
+def test_adaptive_average_pool_keeps_the_dtype_and_the_precision_of_sums():
+    x = jnp.full((1, 30, 30, 1), 1.0078125, jnp.bfloat16)
+    pooled = adaptive_avg_pool(x, (7, 7))
+    assert pooled.dtype == jnp.bfloat16
+    assert np.all(pooled == x[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("size", [(16, 24), (15, 17), (9, 12)])
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_stride_left_out_becomes_dilation(size, window):
+    @jax.jit
+    def pooled(x):
+        once = max_pool(x, (window, window), (2, 2))
+        dense = dilated_max_pool(x, (window, window))
+        twice = max_pool(once, (window, window), (2, 2))
+        return once, twice, dense, dilated_max_pool(dense, (window, window), 2)
+
+    once, twice, dense, denser = pooled(random(2, *size, 3))
+    np.testing.assert_array_equal(dense[:, ::2, ::2], once)
+    assert denser.shape[1:3] == tuple(n - 3 * (window - 1) for n in size)
+    np.testing.assert_array_equal(denser[:, ::4, ::4], twice)
+
+
+def test_a_dilated_max_pool_may_keep_the_size():
+    x = random(2, 7, 8, 3) - 5.0
+    kept = dilated_max_pool(x, (2, 2), 2, keep_size=True)
+    assert kept.shape == x.shape
+    np.testing.assert_array_equal(kept[:, :5, :6], dilated_max_pool(x, (2, 2), 2))
+    np.testing.assert_array_equal(kept[:, 5:, 6:], x[:, 5:, 6:])
