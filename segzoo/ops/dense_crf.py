@@ -1,0 +1,408 @@
+"""The fully connected CRF, by mean field (Kraehenbuehl & Koltun 2011, arXiv:1210.5644).
+
+Every pair of pixels is connected, by a smoothness kernel, which knows only where they are, and an
+appearance kernel, which asks for similar colours too:
+
+    E(x) = sum_i -logit_i(x_i) + sum_{i<j} mu(x_i, x_j) k(f_i, f_j)
+    k(f_i, f_j) = w1 exp(-|p_i - p_j|^2 / 2 sigma_alpha^2 - |I_i - I_j|^2 / 2 sigma_beta^2)
+                + w2 exp(-|p_i - p_j|^2 / 2 sigma_gamma^2)
+
+Mean field repeats Q = softmax(logits - mu sum_m w_m K_m Q), where K_m are the normalised kernels as
+matrices. As in the authors' code a pixel's message to itself is part of the sum, and both kernels
+are applied on the permutohedral lattice (`segzoo.ops.permutohedral`); for small images they can be
+applied as they stand.
+
+Every operation is linear in Q but the softmax, and differentiable with respect to logits, weights
+and compatibilities: unrolled, the iterations are the layers of arXiv:1502.03240 (CRF-as-RNN).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.ops import permutohedral
+from segzoo.ops.permutohedral import Lattice
+
+Array = jax.Array
+Normalization = Literal["symmetric", "before", "after", "none"]
+Method = Literal["lattice", "exact"]
+
+_NEVER = -1e9  # the logit of a class that is none
+_ROWS = 256  # rows of the exact kernel matrix held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseCRF:
+    """Parameters of the two kernels and of the inference.
+
+    The defaults are DeepLab's (arXiv:1412.7062, section 5.1): fixed are the iterations and the
+    smoothness kernel; the appearance kernel was searched on 100 validation images, with weights of
+    3 to 6, positions of 30 to 100 pixels and colours of 3 to 6, and lies inside these ranges here.
+
+    Raises:
+        SegzooError: for values that cannot work, when it is made.
+    """
+
+    iterations: int = 10
+    """Mean-field iterations; 0 is the softmax of the logits."""
+    smoothness_weight: float = 3.0
+    """Weight of the smoothness kernel, w2; 0 leaves it out."""
+    smoothness_width: float = 3.0
+    """Its standard deviation, sigma_gamma, in pixels."""
+    appearance_weight: float = 4.0
+    """Weight of the appearance kernel, w1; 0 leaves it out."""
+    appearance_width: float = 50.0
+    """Its standard deviation in position, sigma_alpha, in pixels."""
+    appearance_color: float = 5.0
+    """Its standard deviation in colour, sigma_beta, in units of images of 0..255."""
+    normalization: Normalization = "symmetric"
+    """Divide the kernels by their row sums: by the square root on both sides (the authors'
+    choice), before filtering, after it, or not at all."""
+    method: Method = "lattice"
+    """Filter on the permutohedral lattice, or exactly in time quadratic in the pixels."""
+
+    def __post_init__(self) -> None:
+        check_positive_int("iterations", self.iterations, 0)
+        for name in ("smoothness_weight", "appearance_weight"):
+            _check_number(name, getattr(self, name), zero=True)
+        for name in ("smoothness_width", "appearance_width", "appearance_color"):
+            _check_number(name, getattr(self, name), zero=False)
+        check_choice("normalization", self.normalization, get_args(Normalization))
+        check_choice("method", self.method, get_args(Method))
+
+
+def _check_number(name: str, value: object, zero: bool) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        least = "at least 0" if zero else "above 0"
+        raise SegzooError(f"{name} is {value!r}; expected a number {least}.")
+
+
+DEFAULT = DenseCRF()
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["features", "before", "after"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """A Gaussian kernel applied as it stands, in time quadratic in the pixels.
+
+    Attributes:
+        features: float32 `[N, d]`, in standard deviations.
+        before: a factor, or `[N]`, multiplied before filtering.
+        after: likewise after it.
+    """
+
+    features: Array
+    before: Array | float = 1.0
+    after: Array | float = 1.0
+
+    def __call__(self, values: Array) -> Array:
+        """Filters values `[N, K]`; differentiable with respect to them."""
+        before, after = jnp.asarray(self.before), jnp.asarray(self.after)
+        return after[..., None] * exact(self.features, before[..., None] * values)
+
+    def scaled(self, before: Array | float, after: Array | float) -> Exact:
+        """Returns the filter of `before * values`, times `after`, each one factor per pixel."""
+        return Exact(self.features, self.before * before, self.after * after)
+
+
+Kernel = Lattice | Exact
+"""A linear map of `[N, K]`, called; `scaled` normalises it."""
+
+
+def normalized(kernel: Kernel, points: int, normalization: Normalization) -> Kernel:
+    """Divides a kernel of N points by its row sums; see `DenseCRF.normalization`."""
+    if normalization == "none":
+        return kernel
+    sums = kernel(jnp.ones((points, 1), jnp.float32))[:, 0]
+    if normalization == "symmetric":
+        return kernel.scaled(lax.rsqrt(sums), lax.rsqrt(sums))
+    return (
+        kernel.scaled(1 / sums, 1.0) if normalization == "before" else kernel.scaled(1.0, 1 / sums)
+    )
+
+
+@jax.custom_vjp
+def exact(features: Array, values: Array) -> Array:
+    """Filters exactly: `y_i = sum_j exp(-|f_i - f_j|^2 / 2) x_j`, blocks of rows at a time.
+
+    The kernel matrix is symmetric, so it is its own gradient. The features are a constant.
+
+    Args:
+        features: float32 `[N, d]`, in standard deviations.
+        values: float32 `[N, K]`.
+
+    Returns:
+        float32 `[N, K]`.
+    """
+    points, dims = features.shape
+    size = min(_ROWS, points)
+    blocks = -(-points // size)
+    padded = jnp.pad(features, ((0, blocks * size - points), (0, 0)))
+
+    def block(rows: Array) -> Array:
+        # Not |a|^2 + |b|^2 - 2ab: in float32 that is wrong where the features are large.
+        distance = sum(jnp.square(rows[:, None, i] - features[:, i]) for i in range(dims))
+        weights = jnp.exp(-0.5 * jnp.asarray(distance))
+        return jnp.matmul(weights, values, precision=lax.Precision.HIGHEST)
+
+    filtered = lax.map(block, padded.reshape(blocks, size, dims))
+    return filtered.reshape(blocks * size, -1)[:points]
+
+
+def _forward(features: Array, values: Array) -> tuple[Array, Array]:
+    return exact(features, values), features
+
+
+def _backward(features: Array, cotangent: Array) -> tuple[None, Array]:
+    return None, exact(features, cotangent)
+
+
+exact.defvjp(_forward, _backward)
+
+
+def positions(size: Sequence[int], width: float | Array) -> Array:
+    """Returns the features of the smoothness kernel, float32 `[N, axes]`, the last axis first.
+
+    Args:
+        size: `*S`; N is their product.
+        width: the standard deviation in pixels.
+    """
+    grid = np.indices(size, np.float32).reshape(len(size), -1)
+    return jnp.asarray(grid[::-1].T) / width
+
+
+def appearance(image: Array, width: float | Array, color: float | Array) -> Array:
+    """Returns the features of the appearance kernel, float32 `[N, axes + C]`.
+
+    Args:
+        image: `[*S, C]`, 0..255, any dtype.
+        width: the standard deviation in position, in pixels.
+        color: the standard deviation in colour.
+    """
+    colors = image.reshape(-1, image.shape[-1]).astype(jnp.float32) / color
+    return jnp.concatenate([positions(image.shape[:-1], width), colors], axis=1)
+
+
+# --- inference -----------------------------------------------------------------------------------
+
+
+def mean_field(
+    logits: Array,
+    kernels: Sequence[Kernel],
+    weights: Sequence[float | Array],
+    compatibility: Array | None = None,
+    iterations: int = 10,
+) -> Array:
+    """Runs mean field (Kraehenbuehl & Koltun 2011, algorithm 1) on one image.
+
+    Args:
+        logits: float `[N, K]`, the negative unary energies.
+        kernels: K_m.
+        weights: w_m, for each kernel one number, or `[K]`: one per class, as in CRF-as-RNN.
+        compatibility: mu, `[K, K]`: the cost of a label (row) beside another (column); None is
+            Potts: 1 off the diagonal, 0 on it.
+        iterations: how often; static.
+
+    Returns:
+        float32 `[N, K]`, logits whose softmax are the marginals Q.
+    """
+    # Rows of a multiple of four numbers move faster; the classes added stay at probability 0.
+    classes = logits.shape[1]
+    more = -classes % 4
+    logits = jnp.pad(logits.astype(jnp.float32), ((0, 0), (0, more)), constant_values=_NEVER)
+    if compatibility is not None:
+        compatibility = jnp.pad(compatibility.astype(jnp.float32), (0, more))
+    weighted = []
+    for kernel, weight in zip(kernels, weights, strict=True):
+        weight = jnp.asarray(weight, jnp.float32)
+        if weight.ndim:
+            weight = jnp.pad(weight, (0, more))
+        weighted.append((kernel, weight))
+
+    def update(current: Array, _: None) -> tuple[Array, None]:
+        q = jax.nn.softmax(current)
+        message = functools.reduce(jnp.add, (weight * kernel(q) for kernel, weight in weighted))
+        if compatibility is None:
+            # Potts costs the messages of all other classes; up to a constant, minus the own.
+            return logits + message, None
+        return logits - jnp.matmul(message, compatibility.T, precision=lax.Precision.HIGHEST), None
+
+    if not weighted:
+        return logits[:, :classes]
+    return lax.scan(update, logits, None, length=iterations)[0][:, :classes]
+
+
+_infer = jax.jit(mean_field, static_argnames="iterations")
+
+
+def kernels(
+    image: Array, config: DenseCRF = DEFAULT, capacity: int | None = None
+) -> tuple[Kernel, ...]:
+    """Returns the kernels of an image that have a weight: smoothness, then appearance.
+
+    Args:
+        image: `[*S, C]`, 0..255.
+        config: the parameters.
+        capacity: rows of the appearance lattice. By default as many as are needed: outside of
+            transformations they are counted, and rounded up so that few programs are compiled;
+            inside, they are those of the worst image, (d + 1) N.
+
+    Raises:
+        SegzooError: outside of transformations, when the capacity does not suffice. Inside,
+            whatever the kernel is applied to becomes NaN.
+    """
+    traced = isinstance(image, jax.core.Tracer)
+    found: list[Kernel] = []
+    if config.smoothness_weight > 0:
+        make = _smoothness if traced else _kept_smoothness
+        found.append(
+            make(image.shape[:-1], config.smoothness_width, config.normalization, config.method)
+        )
+    if config.appearance_weight > 0:
+        features = _appearance(image, config.appearance_width, config.appearance_color)
+        found.append(_kernel(features, config.normalization, config.method, traced, capacity))
+    return tuple(found)
+
+
+_appearance = jax.jit(appearance)
+_locate = jax.jit(permutohedral.locate)
+
+
+def _kernel(
+    features: Array,
+    normalization: Normalization,
+    method: Method,
+    traced: bool,
+    capacity: int | None = None,
+) -> Kernel:
+    """Builds the kernel of features; outside of transformations no larger than it must be."""
+    if method == "exact":
+        return normalized(Exact(features), len(features), normalization)
+    simplices = _locate(features)
+    if traced:
+        capacity = capacity or math.prod(simplices.rows.shape)
+    elif capacity is None:
+        capacity = round_up(int(simplices.count))
+    elif simplices.count > capacity:
+        raise SegzooError(
+            f"capacity is {capacity}; the lattice of this image needs {simplices.count}."
+        )
+    return _connect(simplices, capacity, normalization)
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "normalization"))
+def _connect(
+    simplices: permutohedral.Simplices, capacity: int, normalization: Normalization
+) -> Kernel:
+    lattice = permutohedral.connect(simplices, capacity)
+    return normalized(lattice, simplices.rows.shape[1], normalization)
+
+
+def _smoothness(
+    size: tuple[int, ...],
+    width: float,
+    normalization: Normalization,
+    method: Method,
+    traced: bool = True,
+) -> Kernel:
+    return _kernel(positions(size, width), normalization, method, traced)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_smoothness(
+    size: tuple[int, ...], width: float, normalization: Normalization, method: Method
+) -> Kernel:
+    """The smoothness kernel depends on the size alone: images of one size share it."""
+    return _smoothness(size, width, normalization, method, traced=False)
+
+
+def round_up(count: int) -> int:
+    """Returns the next power of two, or three quarters of it, that is at least `count`."""
+    power = 2 ** max(count - 1, 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power
+
+
+def dense_crf(
+    logits: Array | np.ndarray,
+    image: Array | np.ndarray,
+    config: DenseCRF = DEFAULT,
+    *,
+    compatibility: Array | np.ndarray | None = None,
+    capacity: int | None = None,
+) -> Array:
+    """Refines a model's logits by the images they were computed from.
+
+    Works under `jit`, `vmap` and `grad` too; see `kernels` for what differs.
+
+    Args:
+        logits: float `[B, *S, K]`; of K = 1 it is that of class 1 against 0.
+        image: `[B, *S, C]`, 0..255, not normalised, any dtype.
+        config: the parameters.
+        compatibility: mu, `[K, K]` (`[2, 2]` for one logit), the cost of a label (row) beside
+            another (column); None is Potts, 1 for labels that differ.
+        capacity: rows of the appearance lattice; by default as many as are needed.
+
+    Returns:
+        The marginals, float32 `[B, *S, K]`: they sum to 1 over the classes, or, of one logit, are
+        those of class 1.
+
+    Raises:
+        SegzooError: for shapes that do not fit, or a capacity that does not suffice.
+    """
+    logits, image = jnp.asarray(logits), jnp.asarray(image)
+    _check_shapes(logits, image)
+    single = logits.shape[-1] == 1
+    logits = logits.astype(jnp.float32)
+    if single:
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+    size, classes = logits.shape[1:-1], logits.shape[-1]
+    if compatibility is not None:
+        compatibility = jnp.asarray(compatibility, jnp.float32)
+        if compatibility.shape != (classes, classes):
+            raise SegzooError(
+                f"the compatibilities have shape {list(compatibility.shape)}; expected "
+                f"{[classes, classes]}."
+            )
+    weights = [w for w in (config.smoothness_weight, config.appearance_weight) if w > 0]
+
+    def refine(one: tuple[Array, Array]) -> Array:
+        logits, image = one
+        flat = logits.reshape(-1, classes)
+        found = kernels(image, config, capacity)
+        refined = _infer(flat, found, weights, compatibility, config.iterations)
+        return jax.nn.softmax(refined.reshape(*size, classes))
+
+    if isinstance(logits, jax.core.Tracer) or isinstance(image, jax.core.Tracer):
+        marginals = lax.map(refine, (logits, image))
+    else:
+        marginals = jnp.stack([refine(one) for one in zip(logits, image, strict=True)])
+    return marginals[..., 1:] if single else marginals
+
+
+def _check_shapes(logits: Array, image: Array) -> None:
+    if logits.ndim != image.ndim or logits.shape[:-1] != image.shape[:-1] or logits.ndim < 3:
+        raise SegzooError(
+            f"logits of shape {list(logits.shape)} do not fit images of shape "
+            f"{list(image.shape)}; expected [B, *S, K] and [B, *S, C]."
+        )
+    if not logits.size or not image.size:
+        raise SegzooError(
+            f"the logits {list(logits.shape)} or images {list(image.shape)} are empty."
+        )
