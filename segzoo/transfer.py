@@ -226,9 +226,8 @@ def encoder_stages(
     found: list[tuple[tuple[str, ...], ...]] = []
 
     def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if module.scope is not None and module.path == (ENCODER,):
-            found.append(getattr(module, "stages", ()))
+        if _is_call_of_encoder(context):
+            found.append(getattr(context.module, "stages", ()))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
@@ -246,6 +245,13 @@ def encoder_stages(
             f"{', '.join(sorted(outside))}."
         )
     return stages
+
+
+def _is_call_of_encoder(context: Any) -> bool:
+    module = context.module
+    return (
+        context.method_name == "__call__" and module.scope is not None and module.path == (ENCODER,)
+    )
 
 
 def union(one: Any, other: Any) -> Any:
@@ -312,11 +318,7 @@ def apply_with_features(
         features = [features.get(place, zero) for place, zero in enumerate(zeros)]
 
     def answer(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        encoder = module.scope is not None and module.path == (ENCODER,)
-        if encoder and context.method_name == "__call__":
-            return tuple(features)
-        return call(*args, **kwargs)
+        return tuple(features) if _is_call_of_encoder(context) else call(*args, **kwargs)
 
     with nn.intercept_methods(answer):
         return model.apply(variables, image, **options)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segzoo import assembly, data, evaluate, parallel, registry, study, tasks, transfer
+import segzoo
+from segzoo import assembly, data, evaluate, list_models, parallel, registry, study, tasks, transfer
 from segzoo import experiment as experiments
 from segzoo.checkpoint import restore_variables
 from segzoo.data.augment import Augment
@@ -423,6 +424,41 @@ def pretrained(coder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pretrained"
     train(make(steps=3), folder, dataset=dataset())
     return folder
+
+
+def distinct_encoders():
+    """One registered model for each kind of encoder."""
+    models = {type(getattr(segzoo.get(name), "backbone", None)): name for name in list_models()}
+    return sorted(name for kind, name in models.items() if kind is not type(None))
+
+
+@pytest.mark.parametrize("name", distinct_encoders())
+def test_every_encoder_of_the_zoo_can_be_fixed(name):
+    """Statistics of what is fixed come out of the program as they went in; all others do not."""
+    entry = registry.entry(name)
+    with_norm = {"norm": "batch"} if "norm" in entry.overrides else {}
+    model, image = segzoo.get(name, **with_norm), jnp.zeros((1, *entry.input_shape))
+    stages = transfer.encoder_stages(model, entry.input_shape)
+    last = Plan({part: float(parts is stages[-1]) for parts in stages for part in parts})
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert last.split(shapes["params"])[1]["backbone"].keys() <= last.fixed
+
+    def statistics(before, params, image, key):
+        variables = {"params": params, "batch_stats": before}
+        options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
+        _, updates = last.apply(model, variables, image, **options)
+        return updates.get("batch_stats", {})
+
+    before = shapes.get("batch_stats", {})
+    program = jax.make_jaxpr(statistics)(before, shapes["params"], image, jax.random.key(0)).jaxpr
+    after = dict(zip(flat(before), program.outvars, strict=True))
+    kept = {
+        path
+        for path, into in zip(flat(before), program.invars, strict=False)
+        if after[path] is into
+    }
+    prefixes = tuple(f"backbone/{part}/" for part in last.fixed)
+    assert kept == {path for path in flat(before) if path.startswith(prefixes)}
 
 
 # --- features -----------------------------------------------------------------------------------
