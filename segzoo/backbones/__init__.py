@@ -5,6 +5,7 @@ Importing this package registers them all.
 
 from segzoo.backbones import (
     alexnet,
+    densenet,
     efficientnet,
     googlenet,
     inception_v2,
@@ -16,6 +17,7 @@ from segzoo.backbones import (
 
 __all__ = [
     "alexnet",
+    "densenet",
     "efficientnet",
     "googlenet",
     "inception_v2",
