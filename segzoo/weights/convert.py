@@ -173,7 +173,10 @@ def find(tensors: Tensors, shapes: Shapes, model: nn.Module, where: str) -> Foun
             continue
         used.add(match.prefix + place.name)
         theirs = tensors[match.prefix + place.name]
-        values[path] = _ours(theirs, place, shapes[path])
+        ours = _ours(theirs, place, shapes[path])
+        if path == match.layout.blue_first and ours.ndim > 2:
+            ours = ours[..., ::-1, :]
+        values[path] = ours
     ignored = match.layout.ignored
     spare = tuple(n for n in tensors if n not in used and not n.endswith(ignored))
     return Found(values, match, spare)
@@ -210,11 +213,13 @@ def to_theirs(values: Tensors, model: nn.Module, library: str) -> dict[str, np.n
         found = places(values, layout)
         unknown = [path for path, place in found.items() if place is None]
         if not unknown:
-            return {
-                place.name: np.ascontiguousarray(place.give(values[path]))
-                for path, place in found.items()
-                if place is not None
-            }
+            named = {}
+            for path, place in found.items():
+                assert place is not None  # as nothing is unknown
+                flip = path == layout.blue_first
+                ours = values[path][..., ::-1, :] if flip else values[path]
+                named[place.name] = np.ascontiguousarray(place.give(ours))
+            return named
     raise SegzooError(f"{library} has no place for {listed(unknown)} of {family(model)}.")
 
 

@@ -18,6 +18,7 @@ from flax import traverse_util
 
 from segzoo.errors import SegzooError
 from segzoo.weights.convert import Found, Shapes, Tensors, find, listed
+from segzoo.weights.names import Layout
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -159,26 +160,40 @@ def fit(
     return Fitted(taken, tuple(sorted(fresh)), tuple(notes))
 
 
-def sizes(
-    tensors: Tensors, model: nn.Module, image_shape: Sequence[int], where: str
-) -> tuple[int | None, int | None]:
-    """Returns the numbers of classes and of input channels in another library's file.
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What another library's file tells of itself.
+
+    Attributes:
+        layout: whose it is.
+        classes: how many; None where no tensor tells.
+        channels: of the image; None where no tensor tells.
+    """
+
+    layout: Layout
+    classes: int | None
+    channels: int | None
+
+
+def examine(tensors: Tensors, model: nn.Module, image_shape: Sequence[int], where: str) -> Known:
+    """Finds out about another library's file.
 
     Args:
         tensors: by their names.
         model: the model, with any number of classes.
         image_shape: `(*S, C)` of an image, with any number of channels.
         where: the file, named in messages.
-
-    Returns:
-        Both numbers, or None for one that no tensor in the file tells.
     """
-    values = find(tensors, shapes_of(model, image_shape), model, where).values
+    found = find(tensors, shapes_of(model, image_shape), model, where)
+    assert found.match is not None  # of a layout, or `find` would have raised
+    values = found.values
     of_classes = _differing(model, image_shape, classes=1)
     of_channels = _differing(model, image_shape, channels=1)
     classes = [v.shape[-1] for path, v in values.items() if path in of_classes and v.ndim == 1]
     channels = [v.shape[-2] for path, v in values.items() if path in of_channels and v.ndim > 2]
-    return (classes or [None])[-1], (channels or [None])[-1]
+    return Known(
+        found.match.layout, classes[-1] if classes else None, channels[-1] if channels else None
+    )
 
 
 def refuse(faults: Mapping[str, Sequence[str]], where: str, model: str) -> None:

@@ -41,4 +41,5 @@ def layouts(model: Any) -> tuple[Layout, ...]:
     for head in heads:
         modules[f"{head}/fc1"] = Flattened(f"{head}.fc1", (net.channels(128), 4, 4))
         modules[f"{head}/fc2"] = f"{head}.fc2"
-    return (Layout("torchvision", modules, optional=heads),)
+    half = (127.5,) * 3
+    return (Layout("torchvision", modules, optional=heads, mean=half, std=half),)

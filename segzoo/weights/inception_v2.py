@@ -1,7 +1,7 @@
 """BN-Inception's names in Caffe's release, as the package pretrainedmodels has them in PyTorch.
 
 Its weights are for images of 0..255 in the order blue, green, red, with the means 104, 117 and 128
-subtracted and nothing divided.
+subtracted and nothing divided. Ours take red first, as all networks here do.
 """
 
 from __future__ import annotations
@@ -42,4 +42,12 @@ def layouts(model: Any) -> tuple[Layout, ...]:
     modules = {"head": "last_linear"}
     for ours, theirs in units.items():
         modules |= {f"{ours}/conv": theirs, f"{ours}/norm": f"{theirs}_bn"}
-    return (Layout("pretrainedmodels", modules),)
+    return (
+        Layout(
+            "pretrainedmodels",
+            modules,
+            mean=(128.0, 117.0, 104.0),
+            std=(1.0, 1.0, 1.0),
+            blue_first="params/backbone/conv1/conv/kernel",
+        ),
+    )

@@ -11,8 +11,9 @@ from typing import Any
 
 from segzoo.errors import SegzooError, did_you_mean
 from segzoo.weights.hub import HubId
+from segzoo.weights.names import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # mean and std, of 0..255
+_IMAGENET = IMAGENET_MEAN, IMAGENET_STD
 _HALF = (127.5,) * 3, (127.5,) * 3
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -55,7 +56,7 @@ def _rows(
 ) -> list[Pretrained]:
     """The weights of one network that are used alike, their names `<network>.<tag>`."""
     prefix, overrides = more.get("prefix", ""), more.get("model_args", {})
-    mean, std = more.get("statistics", IMAGENET)
+    mean, std = more.get("statistics", _IMAGENET)
     return [
         Pretrained(
             f"{prefix}{model}.{tag}", model, overrides, (size, size), crop, interpolation, mean, std

@@ -25,6 +25,11 @@ _LEAVES = {
 }
 
 
+# Of red, green and blue, of 0..255: what most networks' images are normalised with.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
 @dataclasses.dataclass(frozen=True)
 class Flattened:
     """A dense layer over flattened features: PyTorch flattens `[C, H, W]`, we `[H, W, C]`.
@@ -53,6 +58,10 @@ class Layout:
         ignored: endings of tensors of theirs that have no counterpart here.
         optional: our paths of parts a file or a model may do without: heads for training only.
         encoder_alone: whether only the modules in `backbone/` are meant.
+        mean: of each channel of the images the library's weights were trained on, of 0..255, in the
+            order red, green, blue; ImageNet's by default.
+        std: what they were divided by, likewise.
+        blue_first: our path of the kernel over the image, where theirs takes blue, green, red.
     """
 
     library: str
@@ -60,6 +69,9 @@ class Layout:
     ignored: tuple[str, ...] = ("num_batches_tracked",)
     optional: tuple[str, ...] = ()
     encoder_alone: bool = False
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    blue_first: str | None = None
 
     def module(self, path: str) -> str | Flattened | None:
         """Returns their name of the module at our `path`, or None where they have none."""

@@ -16,9 +16,8 @@ from segzoo import __version__, parallel, registry
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.files import write_atomically
 from segzoo.weights.convert import to_theirs
-from segzoo.weights.fit import COLLECTIONS, fit, flatten, refuse, sizes, unflatten
+from segzoo.weights.fit import COLLECTIONS, examine, fit, flatten, refuse, unflatten
 from segzoo.weights.info import ModelInfo
-from segzoo.weights.known import IMAGENET
 from segzoo.weights.source import EXPORTED, METADATA, Source, read
 
 if TYPE_CHECKING:
@@ -230,14 +229,13 @@ def _described(
         )
     entry = registry.entry(name)
     args = {**(known.model_args if known is not None and known.model == name else {}), **overrides}
-    mean, std = (known.mean, known.std) if known is not None else IMAGENET
     info = ModelInfo(
         model=name,
         model_args=args,
         class_names=(),
         palette=(),
-        mean=mean,
-        std=std,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
         task=entry.task,
         image_size=known.image_size if known is not None else None,
         image_fit="resize",
@@ -245,9 +243,11 @@ def _described(
         origin=source.origin,
     )
     net = _built(info, source.where)
-    classes, channels = sizes(source.tensors, net, image_shape(net, info), source.where)
-    args.setdefault("num_classes", classes or entry.overrides["num_classes"])
-    return _with_classes(dataclasses.replace(info, model_args=args)), channels or 3
+    told = examine(source.tensors, net, image_shape(net, info), source.where)
+    args.setdefault("num_classes", told.classes or entry.overrides["num_classes"])
+    expects = known or told.layout
+    info = dataclasses.replace(info, model_args=args, mean=expects.mean, std=expects.std)
+    return _with_classes(info), told.channels or 3
 
 
 def _with_classes(info: ModelInfo) -> ModelInfo:

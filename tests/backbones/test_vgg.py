@@ -184,7 +184,7 @@ def test_an_image_of_another_rank():
 
 
 def test_torchvisions_names():
-    (layout,) = vgg_weights.layouts(segzoo.get("vgg16", width=8))
+    layout, _ = vgg_weights.layouts(segzoo.get("vgg16", width=8))
     convs = [name for stage in VGG(16).stages for name in stage]
     numbers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
     assert [layout.module(f"backbone/{name}/conv") for name in convs] == [
@@ -193,6 +193,6 @@ def test_torchvisions_names():
     assert layout.module("fc6") == Flattened("classifier.0", (64, 7, 7))
     assert layout.module("fc7") == "classifier.3"
     assert layout.module("head") == "classifier.6"
-    (layout,) = vgg_weights.layouts(segzoo.get("vgg11_bn"))
+    layout, _ = vgg_weights.layouts(segzoo.get("vgg11_bn"))
     assert layout.module("backbone/conv5_2/conv") == "features.25"
     assert layout.module("backbone/conv5_2/norm") == "features.26"
