@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from segzoo.errors import SegzooError
 from segzoo.layers import ConvNormAct, Dropout, Score
 from segzoo.ops.spatial import dilated_max_pool, max_pool
 
@@ -222,11 +223,20 @@ class AuxiliaryClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
-        """`[B, H, W, C] -> float32 [B, K]`."""
+        """`[B, H, W, C] -> float32 [B, K]`.
+
+        Raises:
+            SegzooError: for auxiliary logits when the backbone does not compute its features.
+        """
         maps: Maps = {}
         x = self.backbone(image, train=train, maps=maps)[-1]
         if self.aux_loss and (self.is_initializing() or self.is_mutable_collection("aux_logits")):
             for place, head in self.heads():
+                if place not in maps:  # the call of the backbone was answered by stored features
+                    raise SegzooError(
+                        f"aux_loss=True needs the output of {place} inside the backbone, which is "
+                        "none of its features; expected aux_loss=False where features are given."
+                    )
                 logits = head(maps[place], train=train)
                 if not self.is_initializing():  # or `init` would return them among the variables
                     self.sow("aux_logits", "logits", logits)

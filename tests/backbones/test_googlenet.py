@@ -1,5 +1,6 @@
 """GoogLeNet: Table 1 row by row, the auxiliary classifiers, strides and dilations, variants."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,6 +216,24 @@ class TestAuxiliaryClassifiers:
             for head in ("aux1", "aux2"):
                 del collection[head]
         assert jax.eval_shape(model.apply, variables, self.image).shape == (3, 5)
+
+    def test_need_the_backbone_to_run(self):
+        model, variables = self.shapes(aux_loss=True)
+
+        def stored(call, args, kwargs, context):
+            if isinstance(context.module, GoogLeNet) and context.method_name == "__call__":
+                return (jnp.ones((3, 2, 2, 128)),)
+            return call(*args, **kwargs)
+
+        def forward(mutable):
+            with nn.intercept_methods(stored):
+                return jax.eval_shape(
+                    lambda v, x: model.apply(v, x, mutable=mutable), variables, self.image
+                )
+
+        assert forward(["batch_stats"])[0].shape == (3, 5)
+        with pytest.raises(SegzooError, match=r"needs the output of inception4a inside"):
+            forward(["aux_logits"])
 
     def test_drop_most_of_the_hidden_layer_in_training(self):
         net = GoogLeNet(variant="paper")
