@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Sides of the images tried in turn, until some position sees no border. Nothing is allocated; all
 # are multiples of every stride in the zoo, and wider than most fields.
 SIDES = (4096, 16384)
+STRETCH = 128  # twice the coarsest stride there is, 64 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +160,11 @@ def _axis(line: Reach, axis: int) -> ReceptiveField | None:
     if not seen.any():
         return ReceptiveField(None, None, None, whole_image)
     (inner,) = np.nonzero(seen & ~line.cut.any(axis=others))
-    if len(inner) < 2 or len(inner) != inner[-1] - inner[0] + 1:
+    first, last = first[inner], last[inner]
+    # Behind up-convolutions positions repeat after some pixels; only a longer stretch shows that.
+    if not len(inner) or first[-1] - first[0] < STRETCH or len(inner) <= inner[-1] - inner[0]:
         return None
-    begin, first, last = int(inner[0]), first[inner], last[inner]
+    begin = int(inner[0])
     for period in range(1, len(inner) // 2 + 1):
         step = first[period:] - first[:-period]
         if np.all(step == step[0]) and np.all(last[period:] - last[:-period] == step[0]):
