@@ -136,6 +136,15 @@ def test_info_counts_without_allocating(capsys):
     assert "MiB" in shown
 
 
+def test_info_compares_with_what_was_published(capsys):
+    assert main(["info", "lenet5"]) == 0
+    shown = capsys.readouterr().out
+    assert "parameters        60,000 (published: 60,000)" in shown
+    assert "receptive field   1/1 5, 1/2 14, 1/4 32" in shown
+    assert main(["info", "lenet5", "--override", "variant", "modern"]) == 0
+    assert "(published" not in capsys.readouterr().out
+
+
 def test_info_overrides(capsys):
     words = ["info", "unet", "--override", "spatial_dims", "3", "width", "2", "depth", "1"]
     assert main([*words, "--input-size", "8", "8", "8"]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,7 +16,9 @@ def _seen(shape: Shape, lines: Iterable[Line]) -> list[Value]:
     return [Seen(shape, tuple(lines))]
 
 
-def _places(sources: Sources, places: frozenset[int], before: Shape, after: Shape) -> frozenset:
+def _places(
+    sources: Sources, places: frozenset[int], before: Shape, after: Shape
+) -> frozenset[int]:
     """The axes of a result that are places: those longer than 1 that come from such an axis."""
     return frozenset(
         axis
@@ -59,13 +60,10 @@ def _elementwise(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[V
     return [value for shape in shapes for value in _seen(shape, lines)]
 
 
-def _hidden(ranges: np.ndarray, mask: np.ndarray, *, everywhere: bool = False) -> np.ndarray:
-    """What is left where a mask is false: along axes on which the ranges change, or everywhere."""
-    if not everywhere:
-        same = tuple(axis for axis in range(1, mask.ndim) if ranges.shape[axis] == 1)
-        mask = np.any(mask, axis=same, keepdims=True)
-    if mask.all():
-        return ranges
+def _hidden(ranges: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What is left where a mask is false, as far as the ranges change along its axes at all."""
+    same = tuple(axis for axis in range(1, mask.ndim) if ranges.shape[axis] == 1)
+    mask = np.any(mask, axis=same, keepdims=True)
     return np.where(mask, ranges, NOTHING.reshape(5, *(1,) * (ranges.ndim - 1)))
 
 
@@ -257,7 +255,7 @@ def _reduce_window(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list
 
 
 def _dot_general(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[Value]:
-    (contracted, batched) = eqn.params["dimension_numbers"]
+    contracted, batched = eqn.params["dimension_numbers"]
     free = [
         [a for a in range(len(x.shape)) if a not in contracted[i] and a not in batched[i]]
         for i, x in enumerate(operands)
@@ -266,52 +264,49 @@ def _dot_general(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[V
     for i, value in enumerate(operands):
         if not isinstance(value, Seen):
             continue
-        other = operands[1 - i]
-        order = (*batched[i], *free[i], *contracted[i])
-        mask = other.nonzero if isinstance(other, Fixed) and not batched[i] else None
-        sources: list[tuple[int, ...]] = [(a,) for a in batched[i]]
-        mine: list[tuple[int, ...]] = [(a,) for a in free[i]]
-        theirs: list[tuple[int, ...]] = [() for _ in free[1 - i]]
-        sources += mine + theirs if i == 0 else theirs + mine
+        other, theirs = operands[1 - i], free[1 - i]
+        columns = None
+        if isinstance(other, Fixed) and other.nonzero is not None and not batched[i]:
+            columns = np.broadcast_to(other.nonzero, (1, *other.shape))[0]
+            columns = np.transpose(columns, (*contracted[1 - i], *theirs))
+        kept = (*batched[i], *free[i])
+        at = len(kept) if i == 0 else len(batched[i])  # where the axes of the other one come in
+        sources: list[tuple[int, ...]] = [(a,) for a in kept]
+        sources[at:at] = [()] * len(theirs)
         lines = []
         for line in value.lines:
-            ranges = np.transpose(line.ranges, (0, *(1 + a for a in order)))
-            kept = 1 + len(batched[i]) + len(free[i])
-            at = kept if i == 0 else 1 + len(batched[i])
-            ones = (1,) * len(theirs)
-            if mask is None or set(ranges.shape[kept:]) <= {1}:
-                ranges = ranges.min(axis=tuple(range(kept, ranges.ndim)))
-                ranges = ranges.reshape(*ranges.shape[:at], *ones, *ranges.shape[at:])
-                if mask is not None:  # a result of zeros alone sees nothing
-                    some = mask[0].any(axis=contracted[1 - i])
-                    width = [1] * (ranges.ndim - 1)
-                    width[at - 1 : at - 1 + some.ndim] = some.shape
-                    ranges = _hidden(ranges, some.reshape(1, *width), everywhere=True)
+            order = (0, *(1 + a for a in (*kept, *contracted[i])))
+            ranges = _contract(np.transpose(line.ranges, order), 1 + len(kept), columns)
+            span = range(1 + len(kept), ranges.ndim)
+            if columns is None:
+                ranges = np.expand_dims(ranges, tuple(range(1 + at, 1 + at + len(theirs))))
             else:
-                columns = np.transpose(
-                    np.broadcast_to(mask, (1, *other.shape))[0], (*contracted[1 - i], *free[1 - i])
-                )
-                full = (*ranges.shape[:kept], *columns.shape[: len(contracted[i])])
-                ranges = _masked_union(np.broadcast_to(ranges, full), columns, kept)
-                span = range(kept, ranges.ndim)
-                ranges = np.moveaxis(ranges, span, range(at, at + len(span)))
+                ranges = np.moveaxis(ranges, span, range(1 + at, 1 + at + len(span)))
             places = _places(tuple(sources), line.places, value.shape, shapes[0])
             lines.append(_pool(line, ranges, places))
         parts.append(lines)
     return _seen(shapes[0], (_union(axis) for axis in zip(*parts, strict=True)))
 
 
-def _masked_union(ranges: np.ndarray, mask: np.ndarray, kept: int) -> np.ndarray:
-    """`[..., *K]` and a mask `[*K, *N]` -> `[..., *N]`: the union over K where the mask holds."""
-    inner = ranges.shape[kept:]
+def _contract(ranges: np.ndarray, kept: int, columns: np.ndarray | None) -> np.ndarray:
+    """The union over the last axes, K, of ranges: `[..., *K] -> [...]`.
+
+    With columns, booleans `[*K, *N]`, it is taken where they hold: `[..., *K] -> [..., *N]`.
+    """
+    inner = tuple(range(kept, ranges.ndim))
+    if columns is None:
+        return ranges.min(axis=inner)
+    depth = len(inner)
+    if all(ranges.shape[axis] == 1 for axis in inner):
+        columns = np.any(columns, axis=tuple(range(depth)), keepdims=True)
+    ranges = np.broadcast_to(ranges, (*ranges.shape[:kept], *columns.shape[:depth]))
     flat = ranges.reshape(*ranges.shape[:kept], -1)
-    columns, place = np.unique(
-        mask.reshape(math.prod(inner), -1), axis=1, return_inverse=True
-    )  # few distinct ones
+    # Few columns differ: one for each phase of a transposed convolution.
+    different, place = np.unique(columns.reshape(flat.shape[-1], -1), axis=1, return_inverse=True)
     nothing = np.broadcast_to(NOTHING.reshape(5, *(1,) * (kept - 1)), flat.shape[:-1])
-    unions = [flat[..., c].min(axis=-1) if c.any() else nothing for c in columns.T]
+    unions = [flat[..., c].min(axis=-1) if c.any() else nothing for c in different.T]
     result = np.stack(unions, axis=-1)[..., place.reshape(-1)]
-    result = result.reshape(*flat.shape[:-1], *mask.shape[len(inner) :])
+    result = result.reshape(*flat.shape[:-1], *columns.shape[depth:])
     for axis in range(kept, result.ndim):
         result = compact(result, axis)
     return result
