@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segzoo import assembly, parallel, transfer
+from segzoo import assembly, encoder, parallel
 from segzoo.data.batching import Transform
 from segzoo.data.pipeline import eval_batches
 from segzoo.data.spec import DatasetSpec, Example, Source
@@ -115,13 +115,13 @@ def keep(
         SegzooError: when they are too large for the disk, or the images differ in size.
     """
     transform = assembly.host_transform(experiment, source)
-    image_shape = transform(source[0])["image"].shape
+    image_shape = assembly.training_shape(experiment, source)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(lambda v, x: transfer.encode(model, v, x), variables, image)
+    shapes = jax.eval_shape(lambda v, x: encoder.encode(model, v, x), variables, image)
     folder = run_folder / FOLDER
     maps = tuple(
         Map(place, folder / f"{place}.bin", shapes[place].shape[1:], str(shapes[place].dtype))
-        for place in transfer.used_features(model, variables, image)
+        for place in encoder.used_features(model, variables, image)
     )
     there = all(
         each.path.is_file() and each.path.stat().st_size == len(source) * each.bytes
@@ -161,7 +161,7 @@ def _compute(
     @jax.jit
     def run(variables: Any, image: jax.Array) -> list[jax.Array]:
         image = assembly.normalise(image.reshape(-1, *image.shape[2:]), spec)
-        features = transfer.encode(model, variables, image)
+        features = encoder.encode(model, variables, image)
         return [features[each.place] for each in maps]
 
     # Under other names until they are whole: a run may be killed in here.

@@ -252,6 +252,7 @@ def train(
             loss is no longer finite.
     """
     folder = Path(run_folder)
+    experiment = assembly.pinned(experiment, folder)
     dataset = dataset or assembly.open_dataset(experiment)
     spec = dataset.spec
     local_batch = parallel.local_batch_size(experiment.batch_size) // jax.local_device_count()
@@ -288,8 +289,9 @@ def train(
     )
     transform: Transform | None = assembly.host_transform(experiment, source)
     if experiment.transfer.cache:
-        place = (source, spec, folder)
-        source = features.keep(experiment, model, state.variables, *place, afresh=begin == 0)
+        source = features.keep(
+            experiment, model, state.variables, source, spec, folder, afresh=begin == 0
+        )
         transform = None  # done by the source now
     batches = train_batches(
         source,

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 
 import segzoo
-from segzoo import assembly, data, evaluate, list_models, parallel, registry, study, tasks, transfer
+from segzoo import (
+    assembly,
+    data,
+    encoder,
+    evaluate,
+    list_models,
+    parallel,
+    registry,
+    study,
+    tasks,
+    transfer,
+)
 from segzoo import experiment as experiments
 from segzoo.checkpoint import restore_variables
 from segzoo.data.augment import Augment
@@ -248,7 +259,7 @@ def test_an_encoder_whose_stages_lack_a_layer_is_refused():
             return (("stem",), ("block2",), ("block3",))
 
     with pytest.raises(SegzooError, match=r"of 'Coder' has parameters outside its stages: mix"):
-        transfer.encoder_stages(Coder(2, backbone=Forgetful()), (*SIZE, 3))
+        encoder.encoder_stages(Coder(2, backbone=Forgetful()), (*SIZE, 3))
 
 
 def test_a_layer_that_cannot_be_told_to_infer_is_refused():
@@ -367,8 +378,8 @@ def test_the_gradient_is_that_of_the_whole_net_where_the_fixed_part_infers():
     _, dropout = jax.random.split(jax.random.key(experiment.seed))
 
     def infer(call, args, kwargs, context):
-        encoder = context.module.scope is not None and context.module.path == ("backbone",)
-        return call(*args, **({**kwargs, "train": False} if encoder else kwargs))
+        is_encoder = context.module.scope is not None and context.module.path == ("backbone",)
+        return call(*args, **({**kwargs, "train": False} if is_encoder else kwargs))
 
     def objective(params):
         variables = {"params": params, "batch_stats": before.batch_stats}
@@ -438,7 +449,7 @@ def test_every_encoder_of_the_zoo_can_be_fixed(name):
     entry = registry.entry(name)
     with_norm = {"norm": "batch"} if "norm" in entry.overrides else {}
     model, image = segzoo.get(name, **with_norm), jnp.zeros((1, *entry.input_shape))
-    stages = transfer.encoder_stages(model, entry.input_shape)
+    stages = encoder.encoder_stages(model, entry.input_shape)
     last = Plan({part: float(parts is stages[-1]) for parts in stages for part in parts})
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     assert last.split(shapes["params"])[1]["backbone"].keys() <= last.fixed
@@ -468,7 +479,7 @@ def test_a_model_goes_on_from_its_encoders_features_exactly():
     state, _ = parts(make())
     model = assembly.build_model(make(), dataset().spec, None)
     image = jax.random.normal(jax.random.key(0), (2, *SIZE, 3))
-    features = transfer.encode(model, state.variables, image)
+    features = encoder.encode(model, state.variables, image)
     assert [f.shape for f in features] == [(2, 4, 4, 4), (2, 2, 2, 6), (2, 1, 1, 8)]
     options = {
         "train": True,
@@ -478,12 +489,12 @@ def test_a_model_goes_on_from_its_encoders_features_exactly():
     plan = plan_of(scenario="fixed")
     plain = plan.apply(model, state.variables, image, **options)
     for given in (features, dict(enumerate(features)), {1: features[1], 2: features[2]}):
-        again = transfer.apply_with_features(model, state.variables, image, given, **options)
+        again = encoder.apply_with_features(model, state.variables, image, given, **options)
         assert not changed(again, plain)
     assert not changed(plain[1]["batch_stats"]["backbone"], state.batch_stats["backbone"])
     other = [2 * f for f in features]
     assert changed(
-        transfer.apply_with_features(model, state.variables, image, other, **options), plain
+        encoder.apply_with_features(model, state.variables, image, other, **options), plain
     )
 
 
@@ -491,14 +502,14 @@ def test_the_features_a_model_uses_are_found():
     state, _ = parts(make())
     model = assembly.build_model(make(), dataset().spec, parallel.AXIS)
     image = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
-    assert transfer.used_features(model, state.variables, image) == (1, 2)
+    assert encoder.used_features(model, state.variables, image) == (1, 2)
 
 
 def test_a_model_without_an_encoder_has_no_features():
     model, image = nn.Conv(2, (1, 1)), jnp.zeros((1, *SIZE, 3))
     variables = model.init(jax.random.key(0), image)
     with pytest.raises(SegzooError, match=r"'Conv' calls its encoder 0 times"):
-        transfer.encode(model, variables, image)
+        encoder.encode(model, variables, image)
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "ema": 0.5}])
