@@ -103,8 +103,8 @@ def fit(
 
     missing, absent = _missing(found, shapes, whole is not None)
     unexpected, unneeded = _spare(found, whole is not None)
-    of_classes = functools.cache(lambda: _differing(model, image_shape, classes=1))
-    of_channels = functools.cache(lambda: _differing(model, image_shape, channels=1))
+    of_classes = functools.cache(lambda: _differing(shapes, model, image_shape, classes=1))
+    of_channels = functools.cache(lambda: _differing(shapes, model, image_shape, channels=1))
     values, scored, misshapen = dict(found.values), [], []
     for path, value in found.values.items():
         if value.shape == shapes[path]:
@@ -184,11 +184,12 @@ def examine(tensors: Tensors, model: nn.Module, image_shape: Sequence[int], wher
         image_shape: `(*S, C)` of an image, with any number of channels.
         where: the file, named in messages.
     """
-    found = find(tensors, shapes_of(model, image_shape), model, where)
+    shapes = shapes_of(model, image_shape)
+    found = find(tensors, shapes, model, where)
     assert found.match is not None  # of a layout, or `find` would have raised
     values = found.values
-    of_classes = _differing(model, image_shape, classes=1)
-    of_channels = _differing(model, image_shape, channels=1)
+    of_classes = _differing(shapes, model, image_shape, classes=1)
+    of_channels = _differing(shapes, model, image_shape, channels=1)
     classes = [v.shape[-1] for path, v in values.items() if path in of_classes and v.ndim == 1]
     channels = [v.shape[-2] for path, v in values.items() if path in of_channels and v.ndim > 2]
     return Known(
@@ -273,7 +274,12 @@ def _spare(found: Found, whole: bool) -> tuple[list[str], list[str]]:
 
 
 def _differing(
-    model: nn.Module, image_shape: Sequence[int], *, classes: int = 0, channels: int = 0
+    shapes: Shapes,
+    model: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    classes: int = 0,
+    channels: int = 0,
 ) -> set[str]:
     """Paths whose shapes change with one more class or one more input channel."""
     other = model
@@ -282,8 +288,8 @@ def _differing(
             return set()
         other = model.clone(num_classes=model.num_classes + classes)
     *size, depth = image_shape
-    here, there = shapes_of(model, image_shape), shapes_of(other, (*size, depth + channels))
-    return {path for path in here if here[path] != there[path]}
+    there = shapes_of(other, (*size, depth + channels))
+    return {path for path, shape in shapes.items() if shape != there[path]}
 
 
 def adapt_input(kernel: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
