@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,9 @@ from segzoo.data.spec import Color
 from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
 from segzoo.pictures import SUFFIXES, VOLUME_SUFFIX, read_picture
+
+if TYPE_CHECKING:
+    from segzoo.ops.dense_crf import DenseCRF
 
 
 def predict_files(
@@ -25,6 +29,7 @@ def predict_files(
     overlays: bool = False,
     tile: int | None = None,
     overlap: int | None = None,
+    crf: DenseCRF | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[str]:
     """Predicts files and writes `NAME.png`, class ids as palette indices (volumes: `NAME.npy`).
@@ -38,6 +43,7 @@ def predict_files(
         overlays: also write `NAME.overlay.png`, the classes over the picture.
         tile: see `Predictor`.
         overlap: see `Predictor`.
+        crf: see `Predictor`.
         say: is given one line per file written.
 
     Returns:
@@ -56,7 +62,7 @@ def predict_files(
     paths = find_images(images)
     targets = output_paths(paths, Path(output), overlays)
     model, variables, info = load(weights)
-    predictor = Predictor(model, variables, info, tile=tile, overlap=overlap)
+    predictor = Predictor(model, variables, info, tile=tile, overlap=overlap, crf=crf)
     failures = []
     for path, target in zip(paths, targets, strict=True):
         try:

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-COMMANDS = ("list", "info", "train", "evaluate", "predict", "report", "check-data", "doctor")
+COMMANDS = (
+    "list",
+    "info",
+    "train",
+    "evaluate",
+    "crf-search",
+    "predict",
+    "convert",
+    "report",
+    "check-data",
+    "doctor",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,14 +136,51 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--data-dir", help="where prepared datasets lie, if they moved")
     add.add_argument("--manual-dir", help="where the dataset's own files lie, if they moved")
     add.add_argument("--cpu-devices", type=int, help="split the CPU into that many devices")
+    add.add_argument("--boundary", action="store_true", help="also score boundary F1")
+    add.add_argument(
+        "--crf",
+        nargs="*",
+        metavar="NAME VALUE",
+        help="refine by a dense CRF: parameters that differ from crf-search's, or DeepLab's",
+    )
+
+    add = command("crf-search", _crf_search, "Choose a dense CRF's parameters on validation data.")
+    add.add_argument("folder", metavar="RUN", help="a run folder; crf.json is written there")
+    add.add_argument("--images", type=int, default=100, help="how many at most; default 100")
+    add.add_argument(
+        "--range",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "LOW", "HIGH"),
+        help="of appearance_weight, _width or _color; by default DeepLab's",
+    )
+    add.add_argument("--data-dir", help="where prepared datasets lie, if they moved")
+    add.add_argument("--manual-dir", help="where the dataset's own files lie, if they moved")
 
     add = command("predict", _predict, "Write the class ids of pictures as PNG files.")
-    add.add_argument("weights", metavar="RUN", help="a run folder or a .safetensors file")
+    add.add_argument("weights", metavar="RUN", help="a run folder or weights, see docs/weights.md")
     add.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     add.add_argument("-o", "--output", required=True, metavar="DIR", help="made if missing")
     add.add_argument("--overlay", action="store_true", help="also write NAME.overlay.png")
     add.add_argument("--tile", type=int, help="side of the tiles large pictures are cut into")
     add.add_argument("--overlap", type=int, help="pixels neighbouring tiles share")
+    add.add_argument(
+        "--crf",
+        nargs="*",
+        metavar="NAME VALUE",
+        help="refine by a dense CRF: parameters that differ from crf-search's, or DeepLab's",
+    )
+
+    add = command("convert", _convert, "Write weights as a .safetensors file.")
+    add.add_argument(
+        "source", metavar="IN", help="a run folder, a file (.safetensors, .pth), or hf:owner/name"
+    )
+    add.add_argument("output", metavar="OUT", help="the .safetensors file to write")
+    add.add_argument("--model", help="the model another library's file is for")
+    add.add_argument("--in-channels", type=int, help="adapt the first convolution")
+    add.add_argument("--override", nargs="+", action="extend", default=[], metavar="NAME VALUE")
+    add.add_argument("--layout", help="another library's names: torchvision, timm, ...")
 
     add = command("report", _report, "Write the generated tables of the documentation.")
     add.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
@@ -236,10 +284,10 @@ def _typical_size(size: tuple[int, ...], model: Any) -> tuple[int, ...]:
     return size if dims == len(size) else (64,) * dims
 
 
-def _overrides(words: list[str]) -> dict[str, Any]:
+def _overrides(words: list[str], flag: str = "--override") -> dict[str, Any]:
     """`["width", "8", "padding", "VALID"]` -> `{"width": 8, "padding": "VALID"}`."""
     if len(words) % 2:
-        raise SegzooError(f"--override takes pairs of NAME VALUE; {words[-1]!r} has no value.")
+        raise SegzooError(f"{flag} takes pairs of NAME VALUE; {words[-1]!r} has no value.")
     return {name: _value(text) for name, text in zip(words[::2], words[1::2], strict=True)}
 
 
@@ -273,8 +321,45 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         split=arguments.split,
         data_dir=arguments.data_dir,
         manual_dir=arguments.manual_dir,
+        crf=_crf(folder, arguments.crf),
+        boundary=arguments.boundary,
     )
     print_table([record])
+    boundary_f1 = record["scores"].get("boundary_f1")
+    if boundary_f1 is not None:
+        _console().print(f"boundary F1 {100 * boundary_f1:.2f}")
+    return 0
+
+
+def _crf(folder: str | Path, words: list[str] | None) -> Any:
+    """The CRF asked for by `--crf NAME VALUE ...`, if it is."""
+    if words is None:
+        return None
+    from segzoo.refine import settings
+
+    return settings(folder, _overrides(words, "--crf"))
+
+
+def _crf_search(arguments: argparse.Namespace) -> int:
+    from segzoo.refine import DEEPLAB_RANGES, SEARCHED, search
+
+    folder = Path(arguments.folder)
+    _check_run_folder(folder)
+    ranges = dict(zip(SEARCHED, DEEPLAB_RANGES, strict=True))
+    for name, *ends in arguments.range:
+        check_name("range", name, SEARCHED)
+        low, high = (_value(end) for end in ends)
+        if not all(isinstance(end, int | float) for end in (low, high)):
+            raise SegzooError(f"the range of {name} is {' '.join(ends)}; expected two numbers.")
+        ranges[name] = float(low), float(high)
+    search(
+        folder,
+        images=arguments.images,
+        ranges=tuple(ranges.values()),
+        data_dir=arguments.data_dir,
+        manual_dir=arguments.manual_dir,
+        say=lambda line: _console().print(line, markup=False, soft_wrap=True),
+    )
     return 0
 
 
@@ -295,11 +380,29 @@ def _predict(arguments: argparse.Namespace) -> int:
         overlays=arguments.overlay,
         tile=arguments.tile,
         overlap=arguments.overlap,
+        crf=_crf(arguments.weights, arguments.crf),
         say=lambda line: _console().print(line, markup=False, soft_wrap=True),
     )
     for failure in failures:
         _fail(failure)
     return 2 if failures else 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from segzoo import weights
+
+    _, variables, info = weights.load(
+        arguments.source,
+        arguments.model,
+        in_channels=arguments.in_channels,
+        **_overrides(arguments.override),
+    )
+    if arguments.layout is None:
+        weights.save(arguments.output, variables, info)
+    else:
+        weights.export(arguments.output, variables, info, arguments.layout)
+    _console().print(f"{info.model}: {arguments.output}", markup=False, soft_wrap=True)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segzoo import assembly, checkpoint, parallel, provenance, tasks, visualize
+from segzoo import assembly, checkpoint, parallel, provenance, refine, tasks, visualize
 from segzoo import experiment as experiments
 from segzoo.data.pipeline import Batches
 from segzoo.data.spec import Dataset, DatasetSpec
@@ -21,6 +22,7 @@ from segzoo.errors import SegzooError
 from segzoo.experiment import Experiment
 from segzoo.files import write_atomically
 from segzoo.metrics import predict_classes
+from segzoo.ops.dense_crf import DenseCRF, dense_crf, winners
 from segzoo.predict import full_size_logits
 from segzoo.runlog import read_rows
 
@@ -84,6 +86,8 @@ def evaluate_run(
     split: str | None = None,
     data_dir: str | None = None,
     manual_dir: str | None = None,
+    crf: DenseCRF | None = None,
+    boundary: bool = False,
 ) -> dict[str, Any]:
     """Scores a run's best checkpoint and writes `results.json`, pictures and the curves.
 
@@ -93,6 +97,9 @@ def evaluate_run(
             to `results-<split>.json`, so that it cannot pass for the test score.
         data_dir: where the prepared data lies, if not where it was in training.
         manual_dir: where the dataset's own files lie, likewise.
+        crf: refine the logits by a dense CRF; written to `results-crf.json` (with the split between
+            them where it is another), pictures to `predictions-crf`.
+        boundary: also score `boundary_f1` (see `segzoo.boundary`); with a CRF it always is.
 
     Returns:
         The record, as written.
@@ -104,11 +111,19 @@ def evaluate_run(
     experiment = experiments.load(folder / "config.json")
     experiment = experiments.moved(experiment, data_dir=data_dir, manual_dir=manual_dir)
     dataset = assembly.open_dataset(experiment)
-    return evaluate_checkpoint(folder, experiment, dataset, split=split)
+    return evaluate_checkpoint(
+        folder, experiment, dataset, split=split, crf=crf, boundary=boundary
+    )
 
 
 def evaluate_checkpoint(
-    folder: Path, experiment: Experiment, dataset: Dataset, *, split: str | None = None
+    folder: Path,
+    experiment: Experiment,
+    dataset: Dataset,
+    *,
+    split: str | None = None,
+    crf: DenseCRF | None = None,
+    boundary: bool = False,
 ) -> dict[str, Any]:
     """Does the work of `evaluate_run` for an experiment and a dataset at hand."""
     split = split or experiment.test_split
@@ -121,11 +136,17 @@ def evaluate_checkpoint(
     step = parallel.data_parallel(body)
 
     began = time.perf_counter()
-    tally, loss = evaluate_split(
-        step,
-        parallel.replicate(variables),
-        assembly.split_batches(experiment, dataset, split),
-    )
+    scores: dict[str, Any] = {}
+    if crf is None:
+        tally, loss = evaluate_split(
+            step,
+            parallel.replicate(variables),
+            assembly.split_batches(experiment, dataset, split),
+        )
+        scores = {**task.scores(tally, spec.class_names), "loss": loss}
+    if crf is not None or boundary:
+        tally, found = refine.score(folder, experiment, dataset, split, crf)
+        scores = {**scores, **found}
     seconds = time.perf_counter() - began
 
     history = read_rows(folder / "metrics.jsonl")
@@ -139,9 +160,9 @@ def evaluate_checkpoint(
         "dataset": experiment.dataset,
         "split": split,
         "task": spec.task,
-        "scores": {**task.scores(tally, spec.class_names), "loss": loss},
+        "scores": scores,
         "confusion": tally.tolist(),
-        "protocol": protocol(experiment, task, split),
+        "protocol": protocol(experiment, task, split, crf),
         "published": None if experiment.published is None else {**vars(experiment.published)},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "steps": trained[-1]["step"] if trained else 0,
@@ -154,11 +175,17 @@ def evaluate_checkpoint(
         **provenance.describe(),
         "notes": "",
     }
+    if crf is not None:
+        record["crf"] = dataclasses.asdict(crf)
     if parallel.is_main_process():
-        name = RESULTS if split == experiment.test_split else f"results-{_safe(split)}.json"
+        # Only what the experiment itself asks for is called results.json.
+        parts = [] if split == experiment.test_split else [_safe(split)]
+        parts += [] if crf is None else ["crf"]
+        name = "-".join(["results", *parts]) + ".json"
         write_atomically(folder / name, (json.dumps(record, indent=2) + "\n").encode())
         if spec.task == "semantic":
-            draw(folder / "predictions", experiment, dataset, split, model, variables)
+            pictures = folder / ("predictions" if crf is None else "predictions-crf")
+            draw(pictures, experiment, dataset, split, model, variables, crf)
         if history:
             visualize.curves(folder / "metrics.jsonl").save(folder / "curves.png")
     return record
@@ -168,14 +195,18 @@ def _safe(split: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in split)
 
 
-def protocol(experiment: Experiment, task: tasks.Task, split: str) -> str:
+def protocol(
+    experiment: Experiment, task: tasks.Task, split: str, crf: DenseCRF | None = None
+) -> str:
     """Returns in a sentence or two how the scores came about."""
     size = "the images' own size"
     if experiment.image_size is not None:
         size = "x".join(map(str, experiment.image_size)) + f" ({experiment.image_fit})"
     return (
         f"{split!r} split at {size}, single scale, no flips; checkpoint picked by "
-        f"{experiment.monitor} on {experiment.val_split!r}. {task.definition}"
+        f"{experiment.monitor} on {experiment.val_split!r}"
+        + ("" if crf is None else "; refined by a dense CRF at that size")
+        + f". {task.definition}"
     )
 
 
@@ -186,6 +217,7 @@ def draw(
     split: str,
     model: nn.Module,
     variables: Any,
+    crf: DenseCRF | None = None,
 ) -> None:
     """Writes image, truth, prediction and errors of the first examples of a split as PNG files."""
     spec, source = dataset.spec, dataset.source(split)
@@ -193,7 +225,8 @@ def draw(
 
     @jax.jit
     def predict(variables: Any, image: jax.Array) -> jax.Array:
-        return predict_classes(full_size_logits(model, variables, assembly.normalise(image, spec)))
+        logits = full_size_logits(model, variables, assembly.normalise(image, spec))
+        return predict_classes(logits) if crf is None else logits
 
     folder.mkdir(parents=True, exist_ok=True)
     # Spread over the split: neighbours in a split are often frames of one scene.
@@ -202,7 +235,10 @@ def draw(
         example = transform(source[index])
         if example["image"].ndim != 3:
             return  # volumes have no one picture
-        prediction = np.asarray(predict(variables, jnp.asarray(example["image"])[None]))[0]
+        prediction = np.asarray(predict(variables, jnp.asarray(example["image"])[None]))
+        if crf is not None:
+            prediction = winners(np.asarray(dense_crf(prediction, example["image"][None], crf)))
+        prediction = prediction[0]
         panel = visualize.panel(
             example["image"],
             example["label"],

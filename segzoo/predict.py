@@ -26,6 +26,7 @@ from segzoo.tiles import Size, Tiling, bucket, input_window, is_valid, mirror
 if TYPE_CHECKING:
     import flax.linen as nn
 
+    from segzoo.ops.dense_crf import DenseCRF
     from segzoo.weights import ModelInfo
 
 WHOLE = 2**21  # pixels or voxels of the largest input that runs in one piece: full HD, or 128^3
@@ -89,6 +90,7 @@ class Predictor:
             tiles of 1024 (volumes: 128).
         overlap: pixels that neighbouring tiles share, at most half a tile; None: a quarter. A model
             with `padding="VALID"` needs none: its tiles fit together exactly.
+        crf: refine the logits of each whole picture, at its own size, by a dense CRF.
 
     Raises:
         SegzooError: for a model of another task, or an impossible tile or overlap.
@@ -102,13 +104,14 @@ class Predictor:
         *,
         tile: int | tuple[int, ...] | None = None,
         overlap: int | tuple[int, ...] | None = None,
+        crf: DenseCRF | None = None,
     ):
         if info.task != "semantic":
             raise SegzooError(
                 f"model {info.model!r} is of task {info.task!r}; only semantic models give a class "
                 "to every pixel."
             )
-        self.model, self.info = model, info
+        self.model, self.info, self.crf = model, info, crf
         dims = info.spatial_dims
         self._tile = None if tile is None else _per_axis("tile", tile, dims, 1)
         self._overlap = None if overlap is None else _per_axis("overlap", overlap, dims, 0)
@@ -145,7 +148,7 @@ class Predictor:
         Returns:
             uint8 `[*S]` class ids at the size of the picture, or float32 `[*S, K]` probabilities:
             the softmax over the classes, or, from a model with one logit, `[*S, 1]`, the sigmoid
-            of class 1, whose id wins above 0.5.
+            of class 1, whose id wins above 0.5. With a CRF they are its marginals.
 
         Raises:
             SegzooError: for a file that cannot be read or a picture that does not fit the model.
@@ -157,9 +160,24 @@ class Predictor:
             picture = as_picture(image, channels, dims)
         size = picture.shape[:-1]
         working = trained_size(size, self.info)
+        if self.crf is not None:
+            return self._refined(picture, working, probabilities)
         if working == size:
             return self._run(picture, "probabilities" if probabilities else "ids")
         return _enlarged(self._run(resize(picture, working), "logits"), size, probabilities)
+
+    def _refined(self, picture: np.ndarray, working: Size, probabilities: bool) -> np.ndarray:
+        """Predicts at the scale of training and refines at the picture's own."""
+        from segzoo.ops.dense_crf import dense_crf, winners
+
+        assert self.crf is not None
+        size = picture.shape[:-1]
+        logits = self._run(picture if working == size else resize(picture, working), "logits")
+        if working != size:
+            maps = [resize(logits[..., k], size) for k in range(logits.shape[-1])]
+            logits = np.stack(maps, axis=-1)
+        marginals = np.asarray(dense_crf(logits[None], picture[None], self.crf))[0]
+        return marginals if probabilities else winners(marginals)
 
     def _run(
         self, picture: np.ndarray, want: Literal["ids", "probabilities", "logits"]

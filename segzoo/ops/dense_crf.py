@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +177,7 @@ def _backward(features: Array, cotangent: Array) -> tuple[None, Array]:
 exact.defvjp(_forward, _backward)
 
 
-def positions(size: Sequence[int], width: float | Array) -> Array:
+def positions(size: Sequence[int], width: float) -> np.ndarray:
     """Returns the features of the smoothness kernel, float32 `[N, axes]`, the last axis first.
 
     Args:
@@ -185,19 +185,23 @@ def positions(size: Sequence[int], width: float | Array) -> Array:
         width: the standard deviation in pixels.
     """
     grid = np.indices(size, np.float32).reshape(len(size), -1)
-    return jnp.asarray(grid[::-1].T) / width
+    return np.ascontiguousarray(grid[::-1].T) / np.float32(width)
 
 
-def appearance(image: Array, width: float | Array, color: float | Array) -> Array:
+def appearance(image: Array | np.ndarray, width: float, color: float) -> Array | np.ndarray:
     """Returns the features of the appearance kernel, float32 `[N, axes + C]`.
 
     Args:
         image: `[*S, C]`, 0..255, any dtype.
         width: the standard deviation in position, in pixels.
         color: the standard deviation in colour.
+
+    Returns:
+        A numpy array of a numpy array.
     """
-    colors = image.reshape(-1, image.shape[-1]).astype(jnp.float32) / color
-    return jnp.concatenate([positions(image.shape[:-1], width), colors], axis=1)
+    numpy = np if isinstance(image, np.ndarray) else jnp
+    colors = image.reshape(-1, image.shape[-1]).astype(np.float32) / np.float32(color)
+    return numpy.concatenate([positions(image.shape[:-1], width), colors], axis=1)
 
 
 # --- inference -----------------------------------------------------------------------------------
@@ -249,80 +253,74 @@ def mean_field(
     return lax.scan(update, logits, None, length=iterations)[0][:, :classes]
 
 
-_infer = jax.jit(mean_field, static_argnames="iterations")
-
-
 def kernels(
-    image: Array, config: DenseCRF = DEFAULT, capacity: int | None = None
+    image: Array | np.ndarray, config: DenseCRF = DEFAULT, capacity: int | None = None
 ) -> tuple[Kernel, ...]:
     """Returns the kernels of an image that have a weight: smoothness, then appearance.
 
+    Works under `jit` and `vmap`. For images at hand, in numpy, all sizes are rounded up instead, so
+    that few programs are compiled: the kernels are those of `padded(N)` pixels, of which the first
+    N count, and the lattice has as many rows as it needs.
+
     Args:
-        image: `[*S, C]`, 0..255.
+        image: `[*S, C]`, 0..255; N pixels.
         config: the parameters.
-        capacity: rows of the appearance lattice. By default as many as are needed: outside of
-            transformations they are counted, and rounded up so that few programs are compiled;
-            inside, they are those of the worst image, (d + 1) N.
+        capacity: rows of the appearance lattice; by default as many as are needed, in jax those
+            of the worst image, (d + 1) N.
 
     Raises:
-        SegzooError: outside of transformations, when the capacity does not suffice. Inside,
-            whatever the kernel is applied to becomes NaN.
+        SegzooError: in numpy, when the capacity does not suffice. In jax, whatever the kernel is
+            applied to becomes NaN.
     """
-    traced = isinstance(image, jax.core.Tracer)
     found: list[Kernel] = []
     if config.smoothness_weight > 0:
-        make = _smoothness if traced else _kept_smoothness
-        found.append(
-            make(image.shape[:-1], config.smoothness_width, config.normalization, config.method)
+        arguments = (
+            image.shape[:-1],
+            config.smoothness_width,
+            config.normalization,
+            config.method,
         )
+        if isinstance(image, np.ndarray):
+            found.append(_kept_smoothness(*arguments))
+        else:
+            found.append(_traced_kernel(jnp.asarray(positions(*arguments[:2])), *arguments[2:]))
     if config.appearance_weight > 0:
-        features = _appearance(image, config.appearance_width, config.appearance_color)
-        found.append(_kernel(features, config.normalization, config.method, traced, capacity))
+        features = appearance(image, config.appearance_width, config.appearance_color)
+        make = _kernel if isinstance(image, np.ndarray) else _traced_kernel
+        found.append(make(features, config.normalization, config.method, capacity))
     return tuple(found)
 
 
-_appearance = jax.jit(appearance)
-_locate = jax.jit(permutohedral.locate)
+def padded(points: int) -> int:
+    """Returns a number of pixels, at most a thirty-second larger, that many images share."""
+    step = 2 ** max(points.bit_length() - 6, 0)
+    return -(-points // step) * step
+
+
+def _traced_kernel(
+    features: Any, normalization: Normalization, method: Method, capacity: int | None = None
+) -> Kernel:
+    points = len(features)
+    if method == "exact":
+        return normalized(Exact(features), points, normalization)
+    return normalized(permutohedral.build(features, capacity), points, normalization)
 
 
 def _kernel(
-    features: Array,
-    normalization: Normalization,
-    method: Method,
-    traced: bool,
-    capacity: int | None = None,
+    features: Any, normalization: Normalization, method: Method, capacity: int | None = None
 ) -> Kernel:
-    """Builds the kernel of features; outside of transformations no larger than it must be."""
+    points = len(features)
+    size = padded(points)
+    # Copies of the last pixel need no vertices of their own, and give nothing.
+    features = np.pad(features, ((0, size - points), (0, 0)), "edge")
+    counted = np.arange(size) < points
     if method == "exact":
-        return normalized(Exact(features), len(features), normalization)
+        return _exact(features, counted, normalization)
     simplices = _locate(features)
-    if traced:
-        capacity = capacity or math.prod(simplices.rows.shape)
-    elif capacity is None:
-        capacity = round_up(int(simplices.count))
-    elif simplices.count > capacity:
-        raise SegzooError(
-            f"capacity is {capacity}; the lattice of this image needs {simplices.count}."
-        )
-    return _connect(simplices, capacity, normalization)
-
-
-@functools.partial(jax.jit, static_argnames=("capacity", "normalization"))
-def _connect(
-    simplices: permutohedral.Simplices, capacity: int, normalization: Normalization
-) -> Kernel:
-    lattice = permutohedral.connect(simplices, capacity)
-    return normalized(lattice, simplices.rows.shape[1], normalization)
-
-
-def _smoothness(
-    size: tuple[int, ...],
-    width: float,
-    normalization: Normalization,
-    method: Method,
-    traced: bool = True,
-) -> Kernel:
-    return _kernel(positions(size, width), normalization, method, traced)
+    count = int(simplices.count)
+    if capacity is not None and count > capacity:
+        raise SegzooError(f"capacity is {capacity}; the lattice of this image needs {count}.")
+    return _connect(simplices, counted, capacity or _round_up(count), normalization)
 
 
 @functools.lru_cache(maxsize=4)
@@ -330,13 +328,69 @@ def _kept_smoothness(
     size: tuple[int, ...], width: float, normalization: Normalization, method: Method
 ) -> Kernel:
     """The smoothness kernel depends on the size alone: images of one size share it."""
-    return _smoothness(size, width, normalization, method, traced=False)
+    return _kernel(positions(size, width), normalization, method)
 
 
-def round_up(count: int) -> int:
+def _round_up(count: int) -> int:
     """Returns the next power of two, or three quarters of it, that is at least `count`."""
     power = 2 ** max(count - 1, 1).bit_length()
     return power * 3 // 4 if count <= power * 3 // 4 else power
+
+
+_locate = jax.jit(permutohedral.locate)
+_infer = jax.jit(mean_field, static_argnames="iterations")
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "normalization"))
+def _connect(
+    simplices: permutohedral.Simplices,
+    counted: Array,
+    capacity: int,
+    normalization: Normalization,
+) -> Kernel:
+    lattice = permutohedral.connect(simplices, capacity).scaled(counted, 1.0)
+    return normalized(lattice, len(counted), normalization)
+
+
+@functools.partial(jax.jit, static_argnames="normalization")
+def _exact(features: Array, counted: Array, normalization: Normalization) -> Kernel:
+    return normalized(Exact(features).scaled(counted, 1.0), len(features), normalization)
+
+
+def infer(
+    logits: np.ndarray,
+    kernels: Sequence[Kernel],
+    config: DenseCRF = DEFAULT,
+    compatibility: Array | None = None,
+) -> np.ndarray:
+    """Runs mean field on an image at hand, with kernels of its size.
+
+    Args:
+        logits: float `[*S, K]`.
+        kernels: from `kernels`, of a numpy image.
+        config: the parameters; of them the weights and the iterations are used.
+        compatibility: see `mean_field`.
+
+    Returns:
+        The marginals, float32 `[*S, K]`.
+    """
+    flat = logits.reshape(-1, logits.shape[-1]).astype(np.float32)
+    more = padded(len(flat)) - len(flat)
+    refined = _infer(
+        np.pad(flat, ((0, more), (0, 0))),
+        kernels,
+        _weights(config),
+        compatibility,
+        config.iterations,
+    )
+    return np.asarray(_softmax(refined))[: len(flat)].reshape(logits.shape)
+
+
+_softmax = jax.jit(jax.nn.softmax)
+
+
+def _weights(config: DenseCRF) -> list[float]:
+    return [w for w in (config.smoothness_weight, config.appearance_weight) if w > 0]
 
 
 def dense_crf(
@@ -366,13 +420,14 @@ def dense_crf(
     Raises:
         SegzooError: for shapes that do not fit, or a capacity that does not suffice.
     """
-    logits, image = jnp.asarray(logits), jnp.asarray(image)
     _check_shapes(logits, image)
+    traced = isinstance(logits, jax.core.Tracer) or isinstance(image, jax.core.Tracer)
+    numpy: Any = jnp if traced else np
+    logits, image = numpy.asarray(logits).astype(np.float32), numpy.asarray(image)
     single = logits.shape[-1] == 1
-    logits = logits.astype(jnp.float32)
     if single:
-        logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-    size, classes = logits.shape[1:-1], logits.shape[-1]
+        logits = numpy.concatenate([numpy.zeros_like(logits), logits], axis=-1)
+    classes = logits.shape[-1]
     if compatibility is not None:
         compatibility = jnp.asarray(compatibility, jnp.float32)
         if compatibility.shape != (classes, classes):
@@ -380,29 +435,37 @@ def dense_crf(
                 f"the compatibilities have shape {list(compatibility.shape)}; expected "
                 f"{[classes, classes]}."
             )
-    weights = [w for w in (config.smoothness_weight, config.appearance_weight) if w > 0]
 
-    def refine(one: tuple[Array, Array]) -> Array:
+    def refine(one: tuple[Any, Any]) -> Any:
         logits, image = one
-        flat = logits.reshape(-1, classes)
         found = kernels(image, config, capacity)
-        refined = _infer(flat, found, weights, compatibility, config.iterations)
-        return jax.nn.softmax(refined.reshape(*size, classes))
+        if not traced:
+            return infer(logits, found, config, compatibility)
+        flat = logits.reshape(-1, classes)
+        refined = mean_field(flat, found, _weights(config), compatibility, config.iterations)
+        return jax.nn.softmax(refined).reshape(logits.shape)
 
-    if isinstance(logits, jax.core.Tracer) or isinstance(image, jax.core.Tracer):
+    if traced:
         marginals = lax.map(refine, (logits, image))
     else:
         marginals = jnp.stack([refine(one) for one in zip(logits, image, strict=True)])
     return marginals[..., 1:] if single else marginals
 
 
-def _check_shapes(logits: Array, image: Array) -> None:
+def winners(marginals: np.ndarray) -> np.ndarray:
+    """Returns the class ids of marginals `[..., K]`, uint8; of K = 1, class 1 above 0.5."""
+    if marginals.shape[-1] == 1:
+        return (marginals[..., 0] > 0.5).astype(np.uint8)
+    return marginals.argmax(-1).astype(np.uint8)
+
+
+def _check_shapes(logits: Array | np.ndarray, image: Array | np.ndarray) -> None:
     if logits.ndim != image.ndim or logits.shape[:-1] != image.shape[:-1] or logits.ndim < 3:
         raise SegzooError(
             f"logits of shape {list(logits.shape)} do not fit images of shape "
             f"{list(image.shape)}; expected [B, *S, K] and [B, *S, C]."
         )
-    if not logits.size or not image.size:
+    if 0 in logits.shape or 0 in image.shape:
         raise SegzooError(
             f"the logits {list(logits.shape)} or images {list(image.shape)} are empty."
         )
