@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 import segzoo
 from segzoo import data, parallel, registry, weights
+from segzoo import experiment as experiments
 from segzoo.data.pipeline import Batches, eval_batches
 from segzoo.data.spec import Dataset, DatasetSpec, Example, Source
 from segzoo.data.statistics import median_frequency
@@ -73,6 +75,27 @@ def training_shape(experiment: Experiment, source: Source) -> tuple[int, ...]:
     image = host_transform(experiment, source)(source[0])["image"]
     size = experiment.augment.crop_size or image.shape[:-1]
     return (*size, image.shape[-1])
+
+
+def pinned(experiment: Experiment, folder: Path) -> Experiment:
+    """Returns the experiment with weights on the hub in `init_from` pinned to a commit.
+
+    A run that was begun in `folder` goes on with the commit it began with; a new one takes the
+    newest. So the folder's config.json repeats the run whatever becomes of the repository.
+
+    Raises:
+        SegzooError: when the hub has no such weights, or cannot be reached.
+    """
+    wanted = experiment.init_from
+    if wanted is None:
+        return experiment
+    config = folder / "config.json"
+    if config.exists():
+        begun = experiments.load(config).init_from
+        fixed = begun if weights.is_pin_of(begun, wanted) else wanted
+    else:
+        fixed = weights.pin(wanted)
+    return dataclasses.replace(experiment, init_from=fixed)
 
 
 def initial_variables(
