@@ -86,11 +86,14 @@ def main(pattern: str = "") -> None:
         golden, worst = compare(case)
         golden.write(parity.golden_path(case))
         sizes = [list(size) for size in case.sizes]
-        models[case.name] = {"reference": golden.reference, "sizes": sizes, **worst}
+        rounded = {kind: float(f"{error:.2g}") for kind, error in worst.items()}
+        models[case.name] = {"reference": golden.reference, "sizes": sizes, **rounded}
         print(f"{case.name}: logits {worst['logits']:.1e}, stages {worst['stages']:.1e}")
     known = [case.name for case in parity.CASES]
     models = {name: models[name] for name in known if name in models}
-    RECORD.write_text(json.dumps(describe() | {"models": models}, indent=2) + "\n")
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in models.items())
+    head = json.dumps(describe() | {"models": {}}, indent=2).removesuffix("{}\n}")
+    RECORD.write_text(f"{head}{{\n{rows}\n  }}\n}}\n")
 
 
 if __name__ == "__main__":
