@@ -10,7 +10,8 @@ import pytest
 
 from segzoo.errors import SegzooError
 from segzoo.ops import dense_crf
-from segzoo.ops.dense_crf import DenseCRF, Exact, mean_field, normalized
+from segzoo.ops.dense_crf import DenseCRF, mean_field
+from segzoo.ops.gaussian import Exact, normalized
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "dense_crf.npz"
 SOFT = DenseCRF(iterations=3, appearance_width=10.0, appearance_color=20.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segzoo.ops import permutohedral
-from segzoo.ops.dense_crf import exact
+from segzoo.ops.gaussian import exact
 
 build = jax.jit(permutohedral.build, static_argnames="capacity")
 locate = jax.jit(permutohedral.locate)
