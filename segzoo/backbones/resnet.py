@@ -1,8 +1,8 @@
 """ResNet (He et al. 2016, arXiv:1512.03385): the five networks of Table 1.
 
-A bottleneck block halves the resolution in its 3x3 convolution (`variant="torchvision"`) or, as
-published, in its first 1x1 convolution (`variant="paper"`). Shortcuts are projections where sizes
-or channels change (option B), the identity elsewhere.
+A bottleneck block halves the resolution in its 3x3 convolution (`variant="torchvision"`) or, as in
+the authors' release, in its first 1x1 convolution (`variant="paper"`). Shortcuts are projections
+where sizes or channels change (option B), the identity elsewhere.
 """
 
 from __future__ import annotations
