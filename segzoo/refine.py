@@ -202,7 +202,7 @@ def search(
     def attempt(points: list[tuple[float, ...]]) -> None:
         nonlocal alone
         examples = predictions(folder, experiment, dataset, split, images)
-        configs = [dataclasses.replace(base, **dict(zip(SEARCHED, p, strict=True))) for p in points]
+        configs = [_at(base, point) for point in points]
         found, alone = _mean_ious(examples, configs, dataset.spec.num_classes)
         tried.update(zip(points, found, strict=True))
 
@@ -219,7 +219,7 @@ def search(
     say(f"fine: {_named(best)}: mIoU {tried[best]:.4f}; without CRF {alone:.4f}")
     if tried[best] <= alone:
         say("no setting is better than the model alone.")
-    chosen = dataclasses.replace(base, **dict(zip(SEARCHED, best, strict=True)))
+    chosen = _at(base, best)
     record = {
         "config": dataclasses.asdict(chosen),
         "miou": tried[best],
@@ -235,6 +235,13 @@ def search(
     }
     write_atomically(folder / FILE, (json.dumps(record, indent=2) + "\n").encode())
     return record
+
+
+def _at(base: DenseCRF, point: tuple[float, ...]) -> DenseCRF:
+    weight, width, color = point
+    return dataclasses.replace(
+        base, appearance_weight=weight, appearance_width=width, appearance_color=color
+    )
 
 
 def _named(point: tuple[float, ...]) -> str:

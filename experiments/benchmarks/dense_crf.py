@@ -1,4 +1,4 @@
-"""The dense CRF: time against the authors' C++ code, memory, error of the lattice; before and after.
+"""The dense CRF: time beside the authors' C++ code, memory, error of the lattice, gain.
 
     python -m experiments.benchmarks.dense_crf speed [--image street.jpg] [--record]
     python -m experiments.benchmarks.dense_crf refine RUN ... --record
@@ -13,6 +13,7 @@ docs/dense-crf.json and puts them into docs/dense-crf.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import subprocess
@@ -23,12 +24,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from segzoo import provenance
 from segzoo.files import write_atomically
 from segzoo.ops.dense_crf import DenseCRF, dense_crf
+from segzoo.ops.gaussian import appearance
 from segzoo.ops.permutohedral import locate
 
 RECORD, PAGE = Path("docs/dense-crf.json"), Path("docs/dense-crf.md")
@@ -144,13 +147,14 @@ def errors(path: str | None) -> list[dict[str, Any]]:
         ((60, 80), 50.0, 20.0),
     ):
         image, logits = scene(size, 11, path)
-        config = {"appearance_width": width, "appearance_color": color}
-        got = ours(image, logits, DenseCRF(**config))
-        expected = ours(image, logits, DenseCRF(**config, method="exact"))
+        config = DenseCRF(appearance_width=width, appearance_color=color)
+        got = ours(image, logits, config)
+        expected = ours(image, logits, dataclasses.replace(config, method="exact"))
         rows.append(
             {
                 "size": list(size),
-                **config,
+                "appearance_width": width,
+                "appearance_color": color,
                 "mean_error": float(np.abs(got - expected).mean()),
                 "same_labels": float((got.argmax(-1) == expected.argmax(-1)).mean()),
             }
@@ -166,9 +170,7 @@ def speed(path: str | None, rounds: int) -> dict[str, Any]:
             rows.append(compare(size, classes, path, rounds))
             print(json.dumps(rows[-1]), flush=True)
     image, _ = scene(SIZES[1], 2, path)
-    from segzoo.ops.gaussian import appearance
-
-    vertices = int(locate(np.asarray(appearance(image, 50.0, 5.0))).count)
+    vertices = int(locate(jnp.asarray(appearance(image, 50.0, 5.0))).count)
     found = errors(path)
     for row in found:
         print(json.dumps(row))

@@ -212,8 +212,8 @@ def _insert(keys: Array) -> tuple[Array, Array]:
         away = away & jnp.any(_take(keys, owner) != keys, axis=-1)
         return table, jnp.where(away, (slot + step) & (size - 1), slot), owner, away
 
-    state: tuple[Array, ...]
-    state = jnp.full(size, count, jnp.int32), slot, entry, jnp.ones(count, bool)
+    table, everyone = jnp.full(size, count, jnp.int32), jnp.ones(count, bool)
+    state: tuple[Array, ...] = table, slot, entry, everyone
     table, _, owner, _ = lax.while_loop(lambda state: jnp.any(state[-1]), attempt, state)
     return owner, table
 

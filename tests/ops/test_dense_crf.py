@@ -160,6 +160,14 @@ def test_batch_is_image_by_image_traced_or_not():
     np.testing.assert_allclose(jax.vmap(one)(logits, image), whole, atol=1e-5)
 
 
+def test_sizes_are_rounded_up_to_few():
+    sizes = np.arange(1, 5000)
+    rounded = np.array([dense_crf.padded(int(size)) for size in sizes])
+    assert (rounded >= sizes).all()
+    assert (rounded <= sizes * (1 + 1 / 32) + 1).all()
+    assert len(np.unique(rounded)) < 350
+
+
 def test_images_of_one_size_share_a_program():
     before = dense_crf._infer._cache_size()
     for seed in (1, 2, 3):

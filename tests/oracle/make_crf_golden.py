@@ -40,8 +40,8 @@ def solve(unary, features, weights, mode, compatibility=None):
     return np.array(crf.inference(10)).T
 
 
-def main():
-    """Solves a picture in every mode and with a full matrix, and a volume of one channel."""
+def compute():
+    """Solves a picture and a volume of one channel, in every mode and with a full matrix."""
     rng = np.random.default_rng(0)
     arrays = {}
     for name, size, channels, classes in (
@@ -63,8 +63,8 @@ def main():
         marginals = solve(logits, features, (3, 4), MODES["symmetric"], matrix)
         arrays[f"{name}_matrix"] = matrix
         arrays[f"{name}_compatibility"] = marginals.reshape(*size, classes).astype(np.float16)
-    np.savez_compressed(TARGET, **arrays)
+    return arrays
 
 
 if __name__ == "__main__":
-    main()
+    np.savez_compressed(TARGET, **compute())
