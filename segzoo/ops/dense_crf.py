@@ -192,6 +192,8 @@ def _traced_kernel(
     features: Any, normalization: Normalization, method: Method, capacity: int | None = None
 ) -> Kernel:
     points = len(features)
+    # Positions are constants: without the barrier the compiler may try to build their lattice.
+    features = lax.optimization_barrier(features)
     if method == "exact":
         return normalized(Exact(features), points, normalization)
     return normalized(permutohedral.build(features, capacity), points, normalization)
