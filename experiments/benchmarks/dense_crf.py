@@ -233,12 +233,9 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
                 cells += [f"{row['ratio_processor']:.2f}"]
             else:
                 cells += ["-"] * 3
-            cells += [f"{row['first_call_seconds']:.1f}", f"{row['peak_mib']:.0f}"]
-            cells += (
-                [f"{row['cpp_peak_mib']:.0f}", f"{100 * row['same_labels']:.2f} %"]
-                if ("cpp_seconds" in row)
-                else ["-", "-"]
-            )
+            cells.append(f"{row['first_call_seconds']:.1f}")
+            cells += [f"{row[n]:.0f}" if n in row else "-" for n in ("peak_mib", "cpp_peak_mib")]
+            cells.append(f"{100 * row['same_labels']:.2f} %" if "same_labels" in row else "-")
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", _source(measured, f"{measured['image']}, median of {measured['rounds']}")]
         parts["speed"] = "\n".join(lines)
