@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _COLUMNS = {
 }
 _DECIMALS = {"accuracy": 2, "error": 2}  # of percent; one for the others
 _PRESETS = {"full": "Full size"}
+_RUNS = re.compile(r"<!-- runs:([\w-]+):([\w-]+):begin -->")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +297,7 @@ def update(
     records = read_records(root / "docs" / "results")
     wanted = {root / "docs" / "results.md": render(records, expected)}
     summary = Table("README.md", "results", render_summary(records, expected))
-    for part in (summary, *tables):
+    for part in (summary, *_runs(root, _lines(records, expected)), *tables):
         page = root / part.page
         if page.exists():
             text = wanted.get(page) or page.read_text(encoding="utf-8")
@@ -309,6 +311,41 @@ def update(
         for path in stale:
             write_atomically(path, wanted[path].encode())
     return stale
+
+
+def _runs(root: Path, lines: list[_Line]) -> list[Table]:
+    """The tables a page asks for by `<!-- runs:EXPERIMENT:PRESET:begin -->`: that study's rows."""
+    found = []
+    for page in sorted((root / "docs").glob("*.md")):
+        for experiment, preset in _RUNS.findall(page.read_text(encoding="utf-8")):
+            rows = [
+                line
+                for line in lines
+                if (line.row.experiment, line.row.preset) == (experiment, preset)
+            ]
+            if not rows:
+                raise SegzooError(f"{page}: no row {experiment}.*.{preset} is declared.")
+            text = _run_table(rows)
+            found.append(Table(f"docs/{page.name}", f"runs:{experiment}:{preset}", text))
+    return found
+
+
+def _run_table(lines: list[_Line]) -> str:
+    """The rows of one study: the scores and the time."""
+    columns = list(
+        dict.fromkeys(n for line in lines for n in columns_of(line.row.task, line.row.experiment))
+    )
+    head = ("row", "dataset", *(_COLUMNS[name] for name in columns), "minutes")
+    rows = [
+        (
+            f"`{line.row.row or line.row.model}`",
+            line.row.dataset,
+            *(_ours(line, name) for name in columns),
+            f"{line.record['train_seconds'] / 60:.1f}" if line.record else "",
+        )
+        for line in lines
+    ]
+    return table(head, rows, numbers=range(2, len(head)))
 
 
 def _replace(text: str, part: Table, path: Path) -> str:

@@ -178,6 +178,23 @@ def test_further_tables_stand_between_their_own_markers(house):
     assert report.update(house, tables=tables, check=True) == []
 
 
+def test_a_page_asks_for_the_runs_of_a_study(house):
+    put(house)
+    page = house / "docs" / "guide.md"
+    markers = "<!-- runs:camvid_segnet:{}:begin -->\n<!-- runs:camvid_segnet:{}:end -->\n"
+    page.write_text("Before.\n" + markers.format("full", "full"))
+    other = Row("camvid_segnet", "full", "segnet", "camvid", None, row="segnet")
+    assert page in report.update(house, [ROW, other])
+    text = page.read_text()
+    assert text.startswith("Before.\n")
+    assert "| `segnet_basic` | camvid | 48.1 | 80.0 | - | 70.0 | 60.0 | 1.5 |" in text
+    assert "| `segnet` | camvid | not run |" in text
+    assert report.update(house, [ROW, other], check=True) == []
+    page.write_text(markers.format("small", "small"))
+    with pytest.raises(SegzooError, match=r"no row camvid_segnet\.\*\.small is declared"):
+        report.update(house, [ROW, other])
+
+
 def test_a_readme_without_markers_is_left_alone(house):
     (house / "README.md").write_text("nothing here")
     report.update(house)
