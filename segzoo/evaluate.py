@@ -111,9 +111,7 @@ def evaluate_run(
     experiment = experiments.load(folder / "config.json")
     experiment = experiments.moved(experiment, data_dir=data_dir, manual_dir=manual_dir)
     dataset = assembly.open_dataset(experiment)
-    return evaluate_checkpoint(
-        folder, experiment, dataset, split=split, crf=crf, boundary=boundary
-    )
+    return evaluate_checkpoint(folder, experiment, dataset, split=split, crf=crf, boundary=boundary)
 
 
 def evaluate_checkpoint(
