@@ -6,7 +6,7 @@
 Published (LeCun, Bottou, Bengio & Haffner 1998, Proc. IEEE 86(11), section III-B): test error
 0.95 % on the digits as they are, 0.8 % with distorted ones in training. There all 60,000 training
 images were trained on for twenty passes; here the last 5,000 of them pick the checkpoint, and the
-test set is scored once. The paper's second-order learning rates are those of plain SGD here, its criterion is
+test set is scored once. The paper's second-order learning rates are a cosine here, its criterion is
 softmax cross-entropy without the rubbish class (`segzoo/backbones/lenet.py`), and evaluation uses a
 running average of the weights. Its distortions are translation, scaling, squeezing and shearing;
 here they are translation by up to two pixels, scaling, rotation and a bent 3x3 grid, drawn anew in
