@@ -285,10 +285,13 @@ def test_evaluate_passes_its_options_on(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(
         "segzoo.evaluate.evaluate_run",
-        lambda folder, **options: seen.update(options, folder=folder),
+        lambda folder, **options: seen.update(options, folder=folder) or {"scores": {}},
     )
     monkeypatch.setattr("segzoo.study.print_table", lambda records: None)
-    assert main(["evaluate", str(tmp_path), "--split", "val", "--data-dir", "d"]) == 0
+    words = ["--split", "val", "--data-dir", "d", "--boundary", "--crf", "iterations", "3"]
+    assert main(["evaluate", str(tmp_path), *words]) == 0
+    assert seen.pop("crf").iterations == 3
+    assert seen.pop("boundary")
     assert seen == {"folder": tmp_path, "split": "val", "data_dir": "d", "manual_dir": None}
 
 
