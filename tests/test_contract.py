@@ -98,6 +98,22 @@ def test_every_parameter_of_a_backbone_belongs_to_one_stage(name):
     assert list(backbone.reductions) == sorted(backbone.reductions)
 
 
+@each(one_of_a_kind=False)
+def test_shapes_and_dtypes(name):
+    model = small(name, num_classes=1)
+    image = jax.ShapeDtypeStruct(shape(name, SIZES[2]), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert set(variables) <= {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    extra = ["aux_logits", "intermediates"]
+    logits, sown = jax.eval_shape(lambda v, x: model.apply(v, x, mutable=extra), variables, image)
+    classifies = registry.entry(name).task == "classification"
+    assert logits.shape == ((2, 1) if classifies else (*image.shape[:-1], 1))
+    for auxiliary in jax.tree.leaves(sown.get("aux_logits", {})):
+        assert auxiliary.shape == logits.shape
+        assert auxiliary.dtype == jnp.float32
+
+
 @each(one_of_a_kind=True)
 def test_forward(filled, name):
     model = small(name, num_classes=5)
