@@ -112,6 +112,9 @@ class Client:
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            # A busy machine is no broken hub.
+            "HF_HUB_ETAG_TIMEOUT": "60",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "*",
             **environment,
