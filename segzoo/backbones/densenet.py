@@ -6,6 +6,7 @@ are not, after every convolution but the first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -247,66 +248,34 @@ class DenseNet(nn.Module):
         return tuple(features)
 
 
-def _classifier(backbone: DenseNet, num_classes: int) -> Classifier:
-    check_common(num_classes=num_classes, dtype=backbone.dtype)
-    return Classifier(backbone, num_classes, backbone.dtype, backbone.axis_name)
+def _builder(depth: int, channels: int, parameters: int, gmacs: float) -> Callable[..., Classifier]:
+    """Registers one network under its usual name and returns its builder."""
+
+    def build(
+        num_classes: int = 1000,
+        dtype: Any = jnp.float32,
+        axis_name: str | None = None,
+        width: int = channels,
+        norm: NormKind = "batch",
+        output_stride: int = 32,
+        dropout: float = 0.0,
+    ) -> Classifier:
+        backbone = DenseNet(depth, width, norm, output_stride, dropout, dtype, axis_name)
+        check_common(num_classes=num_classes, dtype=dtype)
+        return Classifier(backbone, num_classes, dtype, axis_name)
+
+    *blocks, last = BLOCKS[depth]
+    build.__name__ = build.__qualname__ = f"densenet{depth}"
+    build.__doc__ = (
+        f"DenseNet-{depth}: {', '.join(map(str, blocks))} and {last} layers of growth rate "
+        f"{channels // 2}."
+    )
+    return register(
+        task="classification", paper="arXiv:1608.06993", parameters=parameters, gmacs=gmacs
+    )(build)
 
 
-@register(task="classification", paper="arXiv:1608.06993", parameters=7_978_856, gmacs=2.834)
-def densenet121(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    dropout: float = 0.0,
-) -> Classifier:
-    """DenseNet-121: 6, 12, 24 and 16 layers of growth rate 32."""
-    backbone = DenseNet(121, width, norm, output_stride, dropout, dtype, axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1608.06993", parameters=28_681_000, gmacs=7.728)
-def densenet161(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 96,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    dropout: float = 0.0,
-) -> Classifier:
-    """DenseNet-161: 6, 12, 36 and 24 layers of growth rate 48."""
-    backbone = DenseNet(161, width, norm, output_stride, dropout, dtype, axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1608.06993", parameters=14_149_480, gmacs=3.36)
-def densenet169(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    dropout: float = 0.0,
-) -> Classifier:
-    """DenseNet-169: 6, 12, 32 and 32 layers of growth rate 32."""
-    backbone = DenseNet(169, width, norm, output_stride, dropout, dtype, axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1608.06993", parameters=20_013_928, gmacs=4.291)
-def densenet201(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    dropout: float = 0.0,
-) -> Classifier:
-    """DenseNet-201: 6, 12, 48 and 32 layers of growth rate 32."""
-    backbone = DenseNet(201, width, norm, output_stride, dropout, dtype, axis_name)
-    return _classifier(backbone, num_classes)
+densenet121 = _builder(121, 64, 7_978_856, 2.834)
+densenet161 = _builder(161, 96, 28_681_000, 7.728)
+densenet169 = _builder(169, 64, 14_149_480, 3.36)
+densenet201 = _builder(201, 64, 20_013_928, 4.291)

@@ -8,6 +8,7 @@ where sizes or channels change (option B), the identity elsewhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -224,84 +225,44 @@ class ResNet(nn.Module):
         return (reduce, middle, Part(EXPANSION * features, 1))
 
 
-def _classifier(backbone: ResNet, num_classes: int) -> Classifier:
-    check_common(num_classes=num_classes, dtype=backbone.dtype)
-    return Classifier(backbone, num_classes, backbone.dtype, backbone.axis_name)
+def _builder(depth: int, parameters: int, gmacs: float, blocks: str) -> Callable[..., Classifier]:
+    """Registers one network under its usual name and returns its builder."""
+
+    def bottleneck(
+        num_classes: int = 1000,
+        dtype: Any = jnp.float32,
+        axis_name: str | None = None,
+        width: int = 64,
+        norm: NormKind = "batch",
+        output_stride: int = 32,
+        multi_grid: tuple[int, ...] | None = None,
+        variant: Variant = "torchvision",
+    ) -> Classifier:
+        backbone = ResNet(depth, width, norm, output_stride, multi_grid, variant, dtype, axis_name)
+        check_common(num_classes=num_classes, dtype=dtype)
+        return Classifier(backbone, num_classes, dtype, axis_name)
+
+    def basic(
+        num_classes: int = 1000,
+        dtype: Any = jnp.float32,
+        axis_name: str | None = None,
+        width: int = 64,
+        norm: NormKind = "batch",
+        output_stride: int = 32,
+        multi_grid: tuple[int, ...] | None = None,
+    ) -> Classifier:
+        return bottleneck(num_classes, dtype, axis_name, width, norm, output_stride, multi_grid)
+
+    build = basic if depth < 50 else bottleneck  # the variants differ in bottlenecks alone
+    build.__name__ = build.__qualname__ = f"resnet{depth}"
+    build.__doc__ = f"ResNet-{depth}: {blocks}."
+    return register(
+        task="classification", paper="arXiv:1512.03385", parameters=parameters, gmacs=gmacs
+    )(build)
 
 
-@register(task="classification", paper="arXiv:1512.03385", parameters=11_689_512, gmacs=1.814)
-def resnet18(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    multi_grid: tuple[int, ...] | None = None,
-) -> Classifier:
-    """ResNet-18: 2, 2, 2 and 2 blocks of two 3x3 convolutions."""
-    backbone = ResNet(18, width, norm, output_stride, multi_grid, dtype=dtype, axis_name=axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1512.03385", parameters=21_797_672, gmacs=3.664)
-def resnet34(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    multi_grid: tuple[int, ...] | None = None,
-) -> Classifier:
-    """ResNet-34: 3, 4, 6 and 3 blocks of two 3x3 convolutions."""
-    backbone = ResNet(34, width, norm, output_stride, multi_grid, dtype=dtype, axis_name=axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1512.03385", parameters=25_557_032, gmacs=4.089)
-def resnet50(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    multi_grid: tuple[int, ...] | None = None,
-    variant: Variant = "torchvision",
-) -> Classifier:
-    """ResNet-50: 3, 4, 6 and 3 bottlenecks."""
-    backbone = ResNet(50, width, norm, output_stride, multi_grid, variant, dtype, axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1512.03385", parameters=44_549_160, gmacs=7.801)
-def resnet101(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    multi_grid: tuple[int, ...] | None = None,
-    variant: Variant = "torchvision",
-) -> Classifier:
-    """ResNet-101: 3, 4, 23 and 3 bottlenecks."""
-    backbone = ResNet(101, width, norm, output_stride, multi_grid, variant, dtype, axis_name)
-    return _classifier(backbone, num_classes)
-
-
-@register(task="classification", paper="arXiv:1512.03385", parameters=60_192_808, gmacs=11.514)
-def resnet152(
-    num_classes: int = 1000,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "batch",
-    output_stride: int = 32,
-    multi_grid: tuple[int, ...] | None = None,
-    variant: Variant = "torchvision",
-) -> Classifier:
-    """ResNet-152: 3, 8, 36 and 3 bottlenecks."""
-    backbone = ResNet(152, width, norm, output_stride, multi_grid, variant, dtype, axis_name)
-    return _classifier(backbone, num_classes)
+resnet18 = _builder(18, 11_689_512, 1.814, "2, 2, 2 and 2 blocks of two 3x3 convolutions")
+resnet34 = _builder(34, 21_797_672, 3.664, "3, 4, 6 and 3 blocks of two 3x3 convolutions")
+resnet50 = _builder(50, 25_557_032, 4.089, "3, 4, 6 and 3 bottlenecks")
+resnet101 = _builder(101, 44_549_160, 7.801, "3, 4, 23 and 3 bottlenecks")
+resnet152 = _builder(152, 60_192_808, 11.514, "3, 8, 36 and 3 bottlenecks")
