@@ -103,6 +103,30 @@ def register(
     return decorate
 
 
+def with_fixed(name: str, builder: Callable[..., Any], summary: str, **fixed: Any) -> Any:
+    """Returns a builder of the same networks under another name, some overrides fixed.
+
+    What is fixed can no longer be overridden; everything else stays an override.
+
+    Args:
+        name: the new builder's name.
+        builder: the general one.
+        summary: the new builder's docstring.
+        **fixed: values for overrides of `builder`.
+    """
+
+    def build(**overrides: Any) -> Any:
+        return builder(**fixed, **overrides)
+
+    signature = inspect.signature(builder)
+    others = [p for p in signature.parameters.values() if p.name not in fixed]
+    build.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    build.__name__ = build.__qualname__ = name
+    build.__module__ = builder.__module__
+    build.__doc__ = summary
+    return build
+
+
 @functools.cache
 def _import_zoo() -> None:
     """Imports every model file once, on first need: `import segzoo` itself stays light."""

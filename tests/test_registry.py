@@ -1,5 +1,6 @@
 """The registry; what it promises of every model is in test_contract.py."""
 
+import inspect
 import subprocess
 import sys
 
@@ -101,3 +102,16 @@ assert not xla_bridge.backends_are_initialized()
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_builder_with_overrides_fixed():
+    def net(num_classes=2, depth=4, width=8):
+        """Any net."""
+        return num_classes, depth, width
+
+    deep = registry.with_fixed("deep", net, "A deep net.", depth=9)
+    assert (deep.__name__, deep.__doc__) == ("deep", "A deep net.")
+    assert list(inspect.signature(deep).parameters) == ["num_classes", "width"]
+    assert deep(width=3) == (2, 9, 3)
+    with pytest.raises(TypeError, match="depth"):
+        deep(depth=1)

@@ -14,7 +14,7 @@ replace it, and score layers from zero as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from segzoo.backbones.vgg import VGG
 from segzoo.checks import check_common, check_image, check_rate
-from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.errors import SegzooError, check_positive_int
 from segzoo.layers import (
     ConvNormAct,
     ConvTranspose,
@@ -33,7 +33,7 @@ from segzoo.layers import (
     Score,
     bilinear_kernel,
 )
-from segzoo.registry import register
+from segzoo.registry import register, with_fixed
 
 Array = jax.Array
 
@@ -193,17 +193,16 @@ def from_coarser(params: Mapping[str, Any], coarser: Mapping[str, Any]) -> dict[
 _NEW = ("score_pool", "upsampling/upscore")
 
 
-def _build(
-    stride: int,
-    num_classes: int,
-    dtype: Any,
-    axis_name: str | None,
-    width: int,
-    norm: NormKind,
-    dropout: float,
+def _fcn(
+    stride: int = 8,
+    num_classes: int = 21,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    width: int = 64,
+    norm: NormKind = "none",
+    dropout: float = 0.5,
 ) -> FCN:
     check_common(num_classes=num_classes, dtype=dtype, norm=norm)
-    check_choice("stride", stride, (32, 16, 8))
     check_positive_int("width", width)
     check_rate("dropout", dropout)
     backbone = VGG(
@@ -217,46 +216,14 @@ def _build(
     return FCN(num_classes, dtype, axis_name, backbone, stride, 64 * width, dropout)
 
 
-@register(
-    task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3), parameters=136_152_917
+def _of_stride(stride: int, parameters: int, summary: str) -> Callable[..., FCN]:
+    paper, shape = "arXiv:1411.4038", (500, 500, 3)
+    builder = with_fixed(f"fcn{stride}s", _fcn, summary, stride=stride)
+    return register(task="semantic", paper=paper, input_shape=shape, parameters=parameters)(builder)
+
+
+fcn32s = _of_stride(32, 136_152_917, "FCN-32s: VGG-16 scored at stride 32 and up-sampled at once.")
+fcn16s = _of_stride(16, 134_815_994, "FCN-16s: scores at stride 32, refined by those of pool4.")
+fcn8s = _of_stride(
+    8, 134_489_759, "FCN-8s: scores at stride 32, refined by those of pool4 and pool3."
 )
-def fcn32s(
-    num_classes: int = 21,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "none",
-    dropout: float = 0.5,
-) -> FCN:
-    """FCN-32s: VGG-16 scored at stride 32 and up-sampled at once."""
-    return _build(32, num_classes, dtype, axis_name, width, norm, dropout)
-
-
-@register(
-    task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3), parameters=134_815_994
-)
-def fcn16s(
-    num_classes: int = 21,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "none",
-    dropout: float = 0.5,
-) -> FCN:
-    """FCN-16s: scores at stride 32, refined by those of pool4."""
-    return _build(16, num_classes, dtype, axis_name, width, norm, dropout)
-
-
-@register(
-    task="semantic", paper="arXiv:1411.4038", input_shape=(500, 500, 3), parameters=134_489_759
-)
-def fcn8s(
-    num_classes: int = 21,
-    dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "none",
-    dropout: float = 0.5,
-) -> FCN:
-    """FCN-8s: scores at stride 32, refined by those of pool4 and pool3."""
-    return _build(8, num_classes, dtype, axis_name, width, norm, dropout)

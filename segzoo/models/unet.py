@@ -14,7 +14,6 @@ the paper has not, it stands between convolution and ReLU, and takes over the bi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ from segzoo.layers import (
     pad_to_multiple,
     resize,
 )
-from segzoo.registry import register
+from segzoo.registry import register, with_fixed
 
 Array = jax.Array
 
@@ -234,17 +233,8 @@ def unet(
 
 
 def _of_depth(name: str, depth: int, parameters: int, summary: str) -> Callable[..., UNet]:
-    """Registers `unet` of one fixed depth under its own name; its other overrides stay."""
-
-    def builder(**overrides: Any) -> UNet:
-        return unet(depth=depth, **overrides)
-
-    signature = inspect.signature(unet)
-    others = [p for p in signature.parameters.values() if p.name != "depth"]
-    builder.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
-    builder.__name__ = builder.__qualname__ = name
-    builder.__doc__ = summary
     paper, shape = "arXiv:1505.04597", (256, 256, 3)
+    builder = with_fixed(name, unet, summary, depth=depth)
     return register(task="semantic", paper=paper, input_shape=shape, parameters=parameters)(builder)
 
 
