@@ -49,6 +49,8 @@ class VGG(nn.Module):
         axis_name: the mapped axis of batch norm.
         output_stride: 32 (the paper); at 16 or 8 the last pools have stride 1, and what follows is
             dilated.
+        pool_size: 2 (the paper), or DeepLab's 3: windows are centred on a pixel, border pixels
+            included, at either stride, and their taps stay side by side where convolutions dilate.
     """
 
     depth: int = 16
@@ -59,6 +61,7 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     output_stride: int = 32
+    pool_size: int = 2
 
     @property
     def reductions(self) -> tuple[int, ...]:
@@ -74,7 +77,12 @@ class VGG(nn.Module):
         )
 
     def pool(self, x: Array, stride: int = 2, dilation: int = 1) -> Array:
-        """The 2x2 max-pool between stages, its taps `dilation` pixels apart where stride is 1."""
+        """The max-pool between stages, a 2x2 one's taps `dilation` pixels apart at stride 1."""
+        if self.pool_size == 3:
+            if stride == 1:
+                edges = [(0, 0), (1, 1), (1, 1), (0, 0)]
+                return dilated_max_pool(jnp.pad(x, edges, constant_values=-jnp.inf), (3, 3))
+            return max_pool(x, (3, 3), (stride, stride), padding=((1, 1), (1, 1)))
         if stride == 1:
             return dilated_max_pool(x, (2, 2), dilation, keep_size=True)
         window = [min(2, size) for size in x.shape[1:3]]

@@ -43,8 +43,27 @@ def pad_to_multiple(x: Array, multiple: int | Sequence[int]) -> Array:
     return jnp.pad(x, [(0, 0), *((0, pad) for pad in pads), (0, 0)], mode="symmetric")
 
 
+def pad_to_grid(x: Array, stride: int) -> Array:
+    """Pads the spatial axes with zeros at their ends until a grid of every `stride`-th pixel fits.
+
+    Of `stride * k + 1` pixels the first and the last lie on the grid. Convolutions and pools of odd
+    kernels with as many zeros on both sides keep their values there, and interpolation between
+    these (`resize` with `align_corners`) goes back to the pixels they came from (Chen et al. 2015,
+    arXiv:1412.7062, whose released networks fill images up with their mean to 321 or 513 pixels).
+
+    Args:
+        x: `[B, *S, C]`.
+        stride: pixels from one point of the grid to the next.
+
+    Returns:
+        `[B, *S', C]`, `S'` the smallest sizes of that form that cover `S`.
+    """
+    pads = [(1 - size) % stride for size in x.shape[1:-1]]
+    return jnp.pad(x, [(0, 0), *((0, pad) for pad in pads), (0, 0)])
+
+
 def crop_to(x: Array, size: Sequence[int]) -> Array:
-    """Keeps the first `size` of each spatial axis: the inverse of `pad_to_multiple`."""
+    """Keeps the first `size` of each spatial axis: the inverse of the pads at their ends."""
     return x[(slice(None), *(slice(n) for n in size))]
 
 
