@@ -22,6 +22,7 @@ from segzoo.ops.spatial import center_crop, crop_to, max_pool, pad_to_multiple, 
 
 __all__ = [
     "NORMS",
+    "TEST_STATISTICS",
     "Conv",
     "ConvNormAct",
     "ConvTranspose",
@@ -29,6 +30,7 @@ __all__ = [
     "Norm",
     "NormKind",
     "Score",
+    "TestStatistics",
     "bilinear_kernel",
     "center_crop",
     "conv_transpose",
@@ -42,6 +44,8 @@ __all__ = [
 Array = jax.Array
 NormKind = Literal["none", "batch", "group"]
 NORMS: tuple[NormKind, ...] = ("none", "batch", "group")
+TestStatistics = Literal["running", "image"]
+TEST_STATISTICS: tuple[TestStatistics, ...] = ("running", "image")
 
 # Gaussian with standard deviation sqrt(2 / N), N the incoming nodes of a neuron (He et al. 2015,
 # arXiv:1502.01852, eq. 10). Not truncated: the published variance is the variance.
@@ -97,6 +101,10 @@ class Norm(nn.Module):
         axis_name: the mapped axis batch statistics are averaged over while training.
         momentum: the share of its old value a running statistic keeps in a step.
         epsilon: added to the variance.
+        test_statistics: what "batch" uses where it does not train: the "running" statistics, or
+            those of each "image" by itself. A batch of one image is then normalised as in training,
+            and in any other batch an image keeps the values it has alone: they do not depend on
+            what else is in the batch, or on how many devices share it.
     """
 
     kind: NormKind = "batch"
@@ -104,14 +112,19 @@ class Norm(nn.Module):
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
+    test_statistics: TestStatistics = "running"
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """`[B, *S, C] -> [B, *S, C]`; `train` chooses batch statistics and updates the running."""
+        check_choice("test_statistics", self.test_statistics, TEST_STATISTICS)
         norm: nn.Module
         if self.kind == "none":
             return x
-        if self.kind == "batch":
+        if self.kind == "batch" and self._by_image(train):
+            # Of every channel of every image by itself, by the scale and offset of batch norm.
+            norm = nn.InstanceNorm(epsilon=self.epsilon, dtype=self.dtype)
+        elif self.kind == "batch":
             norm = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=self.momentum,
@@ -124,6 +137,10 @@ class Norm(nn.Module):
             norm = nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=self.epsilon, dtype=self.dtype)
         nn.share_scope(self, norm)  # one level in the tree of parameters, not two
         return norm(x)
+
+    def _by_image(self, train: bool) -> bool:
+        # `init` makes the running statistics, which training keeps up to date, in either case.
+        return self.test_statistics == "image" and not train and not self.is_initializing()
 
 
 class ConvNormAct(nn.Module):

@@ -5,7 +5,8 @@ plus `weight_decay * p` where the decay is L2) and lr the learning rate of the s
 
 - sgd: `m = momentum * m + g`, `p -= lr * m`; with Nesterov `p -= lr * (g + momentum * m)`.
 - rmsprop: `v = rms_decay * v + (1 - rms_decay) * g^2`, `m = momentum * m + g / (sqrt(v) + eps)`,
-  `p -= lr * m`. (Lasagne and TensorFlow have eps under the root; TensorFlow has lr within m.)
+  `p -= lr * m`. With `eps_in_root` the root is `sqrt(v + eps)`, as in Lasagne and TensorFlow, which
+  has lr within m.
 - adam: Kingma & Ba 2015 with bias correction, eps outside the root.
 - adamw: adam without the L2 term, and `p -= lr * weight_decay * p` (Loshchilov & Hutter 2019).
 """
@@ -36,6 +37,7 @@ class Optimizer:
         beta2: decay of the mean squared gradient of adam and adamw.
         rms_decay: decay of the mean squared gradient of rmsprop.
         eps: added to the root of the mean squared gradient of adam, adamw and rmsprop.
+        eps_in_root: rmsprop's eps is added to the mean squared gradient itself, under the root.
         weight_decay: decoupled for adamw, an L2 penalty `weight_decay / 2 * |p|^2` for the others.
         decay_all: decay every parameter; otherwise kernels only (arrays of two axes or more), not
             biases and the scales of normalisation.
@@ -66,6 +68,7 @@ class Optimizer:
     power: float = 0.9
     decay_rate: float = 0.1
     decay_steps: int | None = None
+    eps_in_root: bool = False
 
     def __post_init__(self) -> None:
         check_choice("optimizer.name", self.name, ("sgd", "adam", "adamw", "rmsprop"))
@@ -109,6 +112,10 @@ class Optimizer:
             raise SegzooError(
                 f"optimizer.momentum is {self.momentum!r}, but {self.name} has none; its decay of "
                 "the mean gradient is optimizer.beta1."
+            )
+        if self.eps_in_root and self.name != "rmsprop":
+            raise SegzooError(
+                f"optimizer.eps_in_root is for rmsprop, but optimizer.name is {self.name!r}."
             )
         if self.nesterov and not (self.name == "sgd" and self.momentum):
             raise SegzooError("optimizer.nesterov needs sgd with optimizer.momentum above 0.")
@@ -166,7 +173,9 @@ class Optimizer:
             return [optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.eps)]
         rule = []
         if self.name == "rmsprop":
-            rule.append(optax.scale_by_rms(self.rms_decay, eps=self.eps, eps_in_sqrt=False))
+            rule.append(
+                optax.scale_by_rms(self.rms_decay, eps=self.eps, eps_in_sqrt=self.eps_in_root)
+            )
         if self.momentum:
             rule.append(optax.trace(self.momentum, nesterov=self.nesterov))
         return rule
