@@ -1,5 +1,23 @@
 """Image -> logits, one file per paper; importing this package registers them all."""
 
-from segzoo.models import attention_unet, deeplabv1, deeplabv2, fc_densenet, fcn, unet
+from segzoo.models import (
+    attention_unet,
+    deeplabv1,
+    deeplabv2,
+    fc_densenet,
+    fcn,
+    segnet,
+    segnet_basic,
+    unet,
+)
 
-__all__ = ["attention_unet", "deeplabv1", "deeplabv2", "fc_densenet", "fcn", "unet"]
+__all__ = [
+    "attention_unet",
+    "deeplabv1",
+    "deeplabv2",
+    "fc_densenet",
+    "fcn",
+    "segnet",
+    "segnet_basic",
+    "unet",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from segzoo.errors import SegzooError
 
@@ -40,3 +42,54 @@ def local_response_norm(
     channels = x.shape[-1]
     total = sum(squares[..., j : j + channels] for j in range(n))
     return (wide * (k + alpha * total) ** -beta).astype(x.dtype)
+
+
+def local_contrast_norm(x: Array, *, size: int = 9) -> Array:
+    """Takes away the local mean and divides by the local standard deviation.
+
+    Jarrett et al. 2009 ("What is the best multi-stage architecture for object recognition?"),
+    section 2.1, with w a Gaussian window over places p whose weights sum to 1 over places and the C
+    channels i:
+
+        v = x - sum_ip w_p x_ip,    sigma = sqrt(sum_ip w_p v_ip^2),    y = v / max(c, sigma)
+
+    c is the mean of sigma over the image, so that even parts are not blown up. What the paper
+    leaves open: the Gaussian's standard deviation is a quarter of the window, and at the border the
+    weights inside the image sum to 1. Scaling the image, or adding a constant, changes nothing; so
+    it may be normalised already. Computed in float32.
+
+    Args:
+        x: `[B, *S, C]`, floating.
+        size: of the window, odd.
+
+    Returns:
+        An array like `x`; 0 where nothing varies.
+
+    Raises:
+        SegzooError: for an even size.
+    """
+    if size < 1 or size % 2 != 1:
+        raise SegzooError(f"size is {size!r}; expected an odd number of pixels.")
+    wide = x.astype(jnp.float32)
+    v = wide - _blur(wide.mean(axis=-1, keepdims=True), size)
+    variance = _blur(jnp.square(v).mean(axis=-1, keepdims=True), size)
+    sigma = jnp.sqrt(jnp.maximum(variance, 1e-12))  # a root has no gradient at 0
+    c = sigma.mean(axis=range(1, x.ndim), keepdims=True)
+    return (v / jnp.maximum(c, sigma)).astype(x.dtype)
+
+
+def _blur(x: Array, size: int) -> Array:
+    """Gaussian means over the places of `[B, *S, C]` that lie inside, one axis after the other."""
+    reach = size // 2
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (size / 4)) ** 2)
+    for axis in range(1, x.ndim - 1):
+        n = x.shape[axis]
+        pads = [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)]
+        padded = jnp.pad(x, pads)
+        total = sum(
+            tap * lax.slice_in_dim(padded, i, i + n, axis=axis) for i, tap in enumerate(taps)
+        )
+        inside = np.convolve(np.ones(n), taps)[reach : reach + n]
+        shape = [n if i == axis else 1 for i in range(x.ndim)]
+        x = total / jnp.asarray(inside.reshape(shape), x.dtype)
+    return x

@@ -109,6 +109,32 @@ def _interpolation_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndar
     return np.maximum(0.0, 1.0 - distance)
 
 
+def resize_nearest(x: Array, size: Sequence[int]) -> Array:
+    """Resizes the spatial axes by repeating pixels, or leaving some out.
+
+    Along an axis, pixel i of m is pixel floor(i n / m) of n, as in PyTorch's mode "nearest".
+    Reverse-mode differentiation only.
+
+    Args:
+        x: `[B, *S, C]`, floating.
+        size: the new sizes of the spatial axes.
+
+    Returns:
+        `[B, *size, C]` in the dtype of `x`.
+    """
+    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
+        if n_in != n_out:
+            x = _linear_map(_choosing_matrix(n_in, n_out), axis)(x)
+    return x
+
+
+@functools.lru_cache(maxsize=256)
+def _choosing_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """`[n_out, n_in]` with a single 1 in each row, at the pixel it takes."""
+    source = np.arange(n_out) * n_in // n_out
+    return (source[:, None] == np.arange(n_in)).astype(np.float64)
+
+
 def adaptive_avg_pool(x: Array, size: Sequence[int]) -> Array:
     """Averages the spatial axes into `size` bins each, for any input size, as PyTorch does.
 
@@ -206,7 +232,19 @@ def max_pool(
     if not tiled:
         pads = padding if isinstance(padding, str) else list(padding)
         return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
-    if padding == "SAME":
+    tiles = into_tiles(x, window, keep_remainder=padding == "SAME")
+    axes = tuple(range(2, tiles.ndim - 1, 2))
+    first = jnp.expand_dims(first_maximum(lax.stop_gradient(tiles), window), axes)
+    chosen = jnp.where(first == tile_places(window), tiles, jnp.zeros_like(tiles))
+    return chosen.sum(axes, dtype=x.dtype)
+
+
+def into_tiles(x: Array, window: tuple[int, ...], *, keep_remainder: bool) -> Array:
+    """`[B, *S, C] -> [B, n, w, n, w, ..., C]`: windows that tile the axes, in axes of their own.
+
+    A remainder is cut off, or filled up with -inf to a window, as evenly as may be at both ends.
+    """
+    if keep_remainder:
         missing = [-n % w for n, w in zip(x.shape[1:-1], window, strict=True)]
         if any(missing):
             pads = [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)]
@@ -214,12 +252,17 @@ def max_pool(
     counts = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
     x = crop_to(x, [n * w for n, w in zip(counts, window, strict=True)])
     tiles = [n for pair in zip(counts, window, strict=True) for n in pair]
-    x = x.reshape(x.shape[0], *tiles, x.shape[-1])
-    axes = tuple(range(2, x.ndim - 1, 2))
-    first = jnp.expand_dims(_first_maximum(lax.stop_gradient(x), window), axes)
-    place = np.arange(math.prod(window), dtype=first.dtype)
-    place = place.reshape(1, *(n for w in window for n in (1, w)), 1)
-    return jnp.where(first == place, x, jnp.zeros_like(x)).sum(axes, dtype=x.dtype)
+    return x.reshape(x.shape[0], *tiles, x.shape[-1])
+
+
+def tile_places(window: tuple[int, ...]) -> np.ndarray:
+    """`[1, 1, w, 1, w, ..., 1]`: the pixels of a window numbered in row-major order."""
+    place = np.arange(math.prod(window), dtype=_place_dtype(window))
+    return place.reshape(1, *(n for w in window for n in (1, w)), 1)
+
+
+def _place_dtype(window: tuple[int, ...]) -> type[np.unsignedinteger]:
+    return np.uint8 if math.prod(window) <= 256 else np.uint32
 
 
 def dilated_max_pool(
@@ -253,14 +296,18 @@ def dilated_max_pool(
     return x
 
 
-def _first_maximum(tiles: Array, window: tuple[int, ...]) -> Array:
-    """`[B, n, w, n, w, ..., C] -> [B, n, n, ..., C]`: the place of each window's maximum or NaN."""
+def first_maximum(tiles: Array, window: tuple[int, ...]) -> Array:
+    """`[B, n, w, n, w, ..., C] -> [B, n, n, ..., C]`: the place of each window's maximum or NaN.
+
+    Places are numbered as in `tile_places`, in the smallest unsigned type; of equal values the
+    first counts.
+    """
     every = slice(None)
     candidates = [
         tiles[(every, *(part for i in tap for part in (every, i)))] for tap in np.ndindex(*window)
     ]
     best = candidates[0]
-    place = jnp.zeros(best.shape, jnp.int8 if len(candidates) < 128 else jnp.int32)
+    place = jnp.zeros(best.shape, _place_dtype(window))
     for k, candidate in enumerate(candidates[1:], start=1):
         better = (candidate > best) | jnp.isnan(candidate)
         best = jnp.where(better, candidate, best)
