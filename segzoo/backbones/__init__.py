@@ -13,6 +13,7 @@ from segzoo.backbones import (
     lenet,
     resnet,
     vgg,
+    xception,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "lenet",
     "resnet",
     "vgg",
+    "xception",
 ]

@@ -202,13 +202,13 @@ class ResNet(nn.Module):
                     rates = (self.multi_grid[i] * dilation,) * 2
                 else:
                     rates = (before if i == 0 else dilation, dilation)
-                parts = self._parts(self.width * 2 ** (stage - 1), stride if i == 0 else 1, rates)
+                parts = self.parts(self.width * 2 ** (stage - 1), stride if i == 0 else 1, rates)
                 x = Block(parts, name=name, **common)(x, train=train)
             features.append(x)
         return tuple(features)
 
-    def _parts(self, features: int, stride: int, rates: tuple[int, int]) -> tuple[Part, ...]:
-        """The residual branch of a block.
+    def parts(self, features: int, stride: int, rates: tuple[int, int]) -> tuple[Part, ...]:
+        """Returns the residual branch of a block.
 
         Args:
             features: output channels of its 3x3 convolutions.
