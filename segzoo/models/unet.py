@@ -24,8 +24,6 @@ import jax.numpy as jnp
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import (
-    ConvNormAct,
-    ConvTranspose,
     Dropout,
     NormKind,
     Score,
@@ -33,35 +31,13 @@ from segzoo.layers import (
     crop_to,
     max_pool,
     pad_to_multiple,
-    resize,
 )
+from segzoo.models.encoders import build_encoder, in_proportion, refuse_with_encoder
+from segzoo.models.unet_encoder import DECODER_WIDTH, EncoderUNet
+from segzoo.models.unet_parts import UPSAMPLE, DoubleConv, Upsample, UpsampleKind
 from segzoo.registry import register, with_fixed
 
 Array = jax.Array
-
-
-class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each with its ReLU."""
-
-    features: int
-    padding: str = "SAME"
-    norm: NormKind = "none"
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """`[B, *S, C] -> [B, *S, features]`, under "VALID" four pixels smaller."""
-        for name in ("conv1", "conv2"):
-            x = ConvNormAct(
-                self.features,
-                padding=self.padding,
-                norm=self.norm,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                name=name,
-            )(x, train=train)
-        return x
 
 
 class UNet(nn.Module):
@@ -76,8 +52,9 @@ class UNet(nn.Module):
         padding: "SAME", or the paper's "VALID".
         spatial_dims: 2 or 3.
         norm: "none" (the paper), "batch" or "group".
-        upsample: "transpose", the 2x2 up-convolution that halves the channels; "bilinear",
-            interpolation alone, the next convolution taking in half as many channels again.
+        upsample: "transpose", the 2x2 up-convolution that halves the channels; "bilinear" or
+            "nearest", interpolation alone, the next convolution taking in half as many channels
+            again.
         dropout: the rate at the end of the contracting path.
     """
 
@@ -89,7 +66,7 @@ class UNet(nn.Module):
     padding: Literal["SAME", "VALID"] = "SAME"
     spatial_dims: int = 2
     norm: NormKind = "none"
-    upsample: Literal["transpose", "bilinear"] = "transpose"
+    upsample: UpsampleKind = "transpose"
     dropout: float = 0.5
 
     @nn.compact
@@ -135,16 +112,10 @@ class UNet(nn.Module):
 
         x = skips.pop()
         for level in reversed(range(self.depth)):
-            if self.upsample == "transpose":
-                up = ConvTranspose(
-                    self.width * 2**level,
-                    (2,) * self.spatial_dims,
-                    dtype=self.dtype,
-                    name=f"upsample{level}",
-                )
-                x = up(x)
-            else:
-                x = resize(x, [2 * n for n in x.shape[1:-1]])
+            up = Upsample(
+                self.upsample, self.width * 2**level, dtype=self.dtype, name=f"upsample{level}"
+            )
+            x = up(x, [2 * n for n in x.shape[1:-1]])
             x = jnp.concatenate([center_crop(skips[level], x.shape[1:-1]), x], axis=-1)
             x = double_conv(level, "up")(x, train=train)
 
@@ -203,21 +174,50 @@ def unet(
     num_classes: int = 2,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
-    width: int = 64,
-    depth: int = 4,
+    backbone: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
     padding: Literal["SAME", "VALID"] = "SAME",
     spatial_dims: int = 2,
-    norm: NormKind = "none",
-    upsample: Literal["transpose", "bilinear"] = "transpose",
-    dropout: float = 0.5,
-) -> UNet:
-    """U-Net: 31 million parameters at the paper's width and depth."""
+    norm: NormKind | None = None,
+    upsample: UpsampleKind | None = None,
+    dropout: float | None = None,
+) -> UNet | EncoderUNet:
+    """U-Net: 31 million parameters at the paper's width and depth; or on any classifier's encoder.
+
+    What is None is chosen by the network. The paper's has `width=64`, `depth=4`, `norm="none"`,
+    `upsample="transpose"` and `dropout=0.5`. With `backbone`, the name of a classifier, `width` is
+    that of the encoder's first convolution (by default the published one) and scales the decoder
+    too, `norm` is the decoder's, "batch"; `upsample="nearest"` and `dropout=0`.
+    """
+    encoded = backbone is not None
+    norm = norm or ("batch" if encoded else "none")
+    upsample = upsample or ("nearest" if encoded else "transpose")
+    dropout = (0.0 if encoded else 0.5) if dropout is None else dropout
     check_common(num_classes=num_classes, dtype=dtype, spatial_dims=spatial_dims, norm=norm)
+    check_choice("padding", padding, ("SAME", "VALID"))
+    check_choice("upsample", upsample, UPSAMPLE)
+    check_rate("dropout", dropout)
+    if backbone is not None:
+        refuse_with_encoder(
+            backbone,
+            depth=depth,
+            padding="VALID" if padding == "VALID" else None,
+            spatial_dims=3 if spatial_dims == 3 else None,
+        )
+        return EncoderUNet(
+            num_classes=num_classes,
+            dtype=dtype,
+            axis_name=axis_name,
+            backbone=build_encoder(backbone, width, dtype=dtype, axis_name=axis_name),
+            width=in_proportion(DECODER_WIDTH, backbone, width),
+            norm=norm,
+            upsample=upsample,
+            dropout=dropout,
+        )
+    width, depth = 64 if width is None else width, 4 if depth is None else depth
     check_positive_int("width", width)
     check_positive_int("depth", depth)
-    check_choice("padding", padding, ("SAME", "VALID"))
-    check_choice("upsample", upsample, ("transpose", "bilinear"))
-    check_rate("dropout", dropout)
     return UNet(
         num_classes=num_classes,
         dtype=dtype,

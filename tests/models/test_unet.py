@@ -198,7 +198,7 @@ def test_bfloat16_computes_near_float32(filled):
     [
         ({"padding": "same"}, "padding is 'same'; expected one of 'SAME', 'VALID'"),
         ({"norm": "layer"}, "norm is 'layer'; expected one of 'none', 'batch', 'group'"),
-        ({"upsample": "nearest"}, "upsample is 'nearest'"),
+        ({"upsample": "cubic"}, "upsample is 'cubic'"),
         ({"spatial_dims": 1}, "spatial_dims is 1; expected one of 2, 3"),
         ({"depth": 0}, "depth is 0; expected an integer of at least 1"),
         ({"width": 2.5}, "width is 2.5"),
