@@ -73,8 +73,11 @@ def local_contrast_norm(x: Array, *, size: int = 9) -> Array:
     wide = x.astype(jnp.float32)
     v = wide - _blur(wide.mean(axis=-1, keepdims=True), size)
     variance = _blur(jnp.square(v).mean(axis=-1, keepdims=True), size)
-    sigma = jnp.sqrt(jnp.maximum(variance, 1e-12))  # a root has no gradient at 0
-    c = sigma.mean(axis=range(1, x.ndim), keepdims=True)
+    # What rounding leaves of an even image is no contrast; and a root has no gradient at 0.
+    image = tuple(range(1, x.ndim))
+    rounding = 1e-5 * jnp.abs(wide).max(image, keepdims=True)
+    sigma = jnp.sqrt(jnp.maximum(variance, jnp.square(rounding) + 1e-30))
+    c = sigma.mean(image, keepdims=True)
     return (v / jnp.maximum(c, sigma)).astype(x.dtype)
 
 
