@@ -35,6 +35,7 @@ __all__ = [
     "center_crop",
     "conv_transpose",
     "crop_to",
+    "example_keys",
     "he_normal",
     "max_pool",
     "pad_to_multiple",
@@ -42,8 +43,8 @@ __all__ = [
 ]
 
 Array = jax.Array
-NormKind = Literal["none", "batch", "group"]
-NORMS: tuple[NormKind, ...] = ("none", "batch", "group")
+NormKind = Literal["none", "batch", "group", "frozen"]
+NORMS: tuple[NormKind, ...] = ("none", "batch", "group", "frozen")
 TestStatistics = Literal["running", "image"]
 TEST_STATISTICS: tuple[TestStatistics, ...] = ("running", "image")
 
@@ -96,7 +97,8 @@ class Norm(nn.Module):
 
     Attributes:
         kind: "none"; "batch": statistics over all devices of `axis_name`; "group": 8 groups, or the
-            largest divisor of 8 the channels allow.
+            largest divisor of 8 the channels allow; "frozen": batch norm that nothing moves, its
+            scale and bias kept beside its statistics in `batch_stats`, no parameters.
         dtype: of the result.
         axis_name: the mapped axis batch statistics are averaged over while training.
         momentum: the share of its old value a running statistic keeps in a step.
@@ -121,6 +123,8 @@ class Norm(nn.Module):
         norm: nn.Module
         if self.kind == "none":
             return x
+        if self.kind == "frozen":
+            return self._frozen(x)
         if self.kind == "batch" and self._by_image(train):
             # Of every channel of every image by itself, by the scale and offset of batch norm.
             norm = nn.InstanceNorm(epsilon=self.epsilon, dtype=self.dtype)
@@ -138,6 +142,16 @@ class Norm(nn.Module):
         nn.share_scope(self, norm)  # one level in the tree of parameters, not two
         return norm(x)
 
+    def _frozen(self, x: Array) -> Array:
+        def constant(name: str, init: Callable[..., Array]) -> Array:
+            value: Array = self.variable("batch_stats", name, init, x.shape[-1:], jnp.float32).value
+            return value
+
+        scale, bias = constant("scale", jnp.ones), constant("bias", jnp.zeros)
+        mean, var = constant("mean", jnp.zeros), constant("var", jnp.ones)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+
     def _by_image(self, train: bool) -> bool:
         # `init` makes the running statistics, which training keeps up to date, in either case.
         return self.test_statistics == "image" and not train and not self.is_initializing()
@@ -153,7 +167,7 @@ class ConvNormAct(nn.Module):
         dilation: one number for all spatial axes.
         padding: as for `nn.Conv`: "SAME", "VALID" or `(before, after)` pairs.
         groups: the channels are convolved in so many separate groups.
-        norm: "none", "batch" or "group".
+        norm: "none", "batch", "group" or "frozen".
         momentum: see `Norm`.
         epsilon: see `Norm`.
         use_bias: of the convolution; by default only without normalisation, whose own offset would
@@ -224,6 +238,24 @@ class Score(nn.Module):
         return jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
 
 
+def example_keys(key: Array, examples: int, axis_name: str | None) -> Array:
+    """Keys for the examples of a batch that do not depend on how it is split over devices.
+
+    Args:
+        key: the same on all devices.
+        examples: of this device.
+        axis_name: the mapped axis the batch is split over, if any, each device a contiguous share
+            in the order of the devices.
+
+    Returns:
+        `[examples]`: the key folded with each example's position in the global batch.
+    """
+    position = jnp.arange(examples)
+    if axis_name is not None:
+        position = position + lax.axis_index(axis_name) * examples
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+
+
 class Dropout(nn.Module):
     """Dropout whose masks do not depend on how the batch is split over devices.
 
@@ -246,10 +278,7 @@ class Dropout(nn.Module):
             return x
         if self.rate == 1.0:
             return jnp.zeros_like(x)
-        key = self.make_rng("dropout")
-        position = jnp.arange(x.shape[0])
-        if self.axis_name is not None and not self.is_initializing():
-            position = position + lax.axis_index(self.axis_name) * x.shape[0]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+        axis_name = None if self.is_initializing() else self.axis_name
+        keys = example_keys(self.make_rng("dropout"), x.shape[0], axis_name)
         keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
