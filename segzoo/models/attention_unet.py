@@ -10,6 +10,10 @@ parameters; `unet` with `norm="batch", upsample="bilinear"` here), and with `gat
 U-Net (6.40 million). The default width is 64 rather than the paper's 16, which 3-D volumes
 dictated: in 2-D it makes the network comparable with `unet`.
 
+With `backbone` an encoder takes the place of the contracting path; its finest map has no gate, and
+levels finer than that no skip. Where a skip's grid is not twice that of its gating signal, W_x
+reaches over its end, and the signal is interpolated to W_x's grid.
+
 Where the paper leaves a choice, the published parameter count decides: W_x is a 2x2(x2)
 convolution of stride 2 with as many output channels as the skip has, and the coarsest gating
 signal is the lowest level's output itself.
@@ -35,7 +39,15 @@ from segzoo.layers import (
     pad_to_multiple,
     resize,
 )
-from segzoo.models.unet import DoubleConv
+from segzoo.models.encoders import (
+    build_encoder,
+    encode,
+    in_proportion,
+    refuse_with_encoder,
+    with_finer_levels,
+)
+from segzoo.models.unet_encoder import DECODER_WIDTH
+from segzoo.models.unet_parts import DoubleConv
 from segzoo.registry import register
 
 Array = jax.Array
@@ -59,7 +71,7 @@ class AttentionGate(nn.Module):
         """Gates a skip.
 
         Args:
-            skip: x, `[B, *2S, C]`.
+            skip: x, `[B, *2S, C]`; of another size too.
             gating: g, `[B, *S, G]`.
 
         Returns:
@@ -70,12 +82,12 @@ class AttentionGate(nn.Module):
             channels,
             (2,) * rank,
             strides=2,
-            padding="VALID",
             use_bias=False,
             dtype=self.dtype,
             name="w_x",
         )(skip)
-        query += Conv(channels, (1,) * rank, dtype=self.dtype, name="w_g")(gating)
+        signal = Conv(channels, (1,) * rank, dtype=self.dtype, name="w_g")(gating)
+        query += resize(signal, query.shape[1:-1])
         coarse = nn.sigmoid(Score(1, self.dtype, name="psi")(nn.relu(query)))
         alpha = resize(coarse, skip.shape[1:-1])
         return alpha.astype(self.dtype) * skip, alpha
@@ -139,12 +151,15 @@ class AttentionUNet(nn.Module):
         num_classes: K.
         dtype: of the computation; parameters and logits stay float32.
         axis_name: the mapped axis of batch norm.
-        width: channels at full resolution; each of the `depth` down steps doubles them.
-        depth: number of down steps, 4 in the paper; at least 2, so that a skip is gated.
+        width: channels of the decoder (and without an encoder of the contracting path) at full
+            resolution; each coarser level doubles them.
+        depth: number of down steps, 4 in the paper; at least 2, so that a skip is gated. An encoder
+            has its own.
         spatial_dims: 2 or 3.
-        norm: "none", "batch" (the paper) or "group".
+        norm: "none", "batch" (the paper) or "group"; not the encoder's.
         gates: per skip; 2 in the paper's tables.
         deep_supervision: combine the logits of every scale of the decoder, or take the finest.
+        backbone: an encoder in place of the contracting path.
     """
 
     num_classes: int = 2
@@ -156,6 +171,7 @@ class AttentionUNet(nn.Module):
     norm: NormKind = "batch"
     gates: int = 1
     deep_supervision: bool = True
+    backbone: nn.Module | None = None
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -173,21 +189,21 @@ class AttentionUNet(nn.Module):
         """
         check_image(image, self.spatial_dims)
         shared = {"norm": self.norm, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = pad_to_multiple(image, 2**self.depth)
-        padded = x.shape[1:-1]
-
-        skips = []
-        for level in range(self.depth + 1):
-            if level > 0:
-                x = max_pool(x, (2,) * self.spatial_dims)
-            x = DoubleConv(self.width * 2**level, name=f"down{level}", **shared)(x, train=train)
-            skips.append(x)
+        finest = 0  # level of the finest skip
+        if self.backbone is None:
+            x = pad_to_multiple(image, 2**self.depth)
+            padded = x.shape[1:-1]
+            skips = self._contract(x, train=train, **shared)
+        else:
+            maps, padded = encode(self.backbone, image, train=train)
+            skips = with_finer_levels(self.backbone, maps, padded)
+            finest = len(skips) - len(maps)
 
         scales = {}
-        x = skips.pop()
-        for level in reversed(range(self.depth)):
+        x = skips[-1]
+        for level in reversed(range(len(skips) - 1)):
             skip = skips[level]
-            if level > 0:
+            if level > finest:
                 gate = GatedSkip(self.gates, name=f"gated{level}", **shared)
                 skip, attention = gate(skip, x, train=train)
                 self.sow("intermediates", "attention", attention)
@@ -196,15 +212,26 @@ class AttentionUNet(nn.Module):
             scales[level] = x
 
         if not self.deep_supervision:
-            return crop_to(Score(self.num_classes, self.dtype, name="score")(x), image.shape[1:-1])
+            logits = resize(Score(self.num_classes, self.dtype, name="score")(x), padded)
+            return crop_to(logits, image.shape[1:-1])
         # A 1x1 convolution and an interpolation commute; the coarse grid is the cheaper place.
-        logits = []
-        for level in range(self.depth):
+        heads = []
+        for level in sorted(scales):
             score = Score(self.num_classes, self.dtype, name=f"score{level}")(scales[level])
-            logits.append(crop_to(resize(score, padded), image.shape[1:-1]))
+            heads.append(crop_to(resize(score, padded), image.shape[1:-1]))
             if not self.is_initializing():  # or `init` would return them among the variables
-                self.sow("aux_logits", "logits", logits[-1])
-        return Score(self.num_classes, jnp.float32, name="combine")(jnp.concatenate(logits, -1))
+                self.sow("aux_logits", "logits", heads[-1])
+        return Score(self.num_classes, jnp.float32, name="combine")(jnp.concatenate(heads, -1))
+
+    def _contract(self, x: Array, *, train: bool, **shared: Any) -> tuple[Array, ...]:
+        """The paper's contracting path: the features of every level, finest first."""
+        features = []
+        for level in range(self.depth + 1):
+            if level > 0:
+                x = max_pool(x, (2,) * self.spatial_dims)
+            x = DoubleConv(self.width * 2**level, name=f"down{level}", **shared)(x, train=train)
+            features.append(x)
+        return tuple(features)
 
 
 @register(task="semantic", paper="arXiv:1804.03999", input_shape=(256, 256, 3))
@@ -212,20 +239,32 @@ def attention_unet(
     num_classes: int = 2,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
-    width: int = 64,
-    depth: int = 4,
+    backbone: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
     spatial_dims: int = 2,
     norm: NormKind = "batch",
     gates: int = 1,
     deep_supervision: bool = True,
 ) -> AttentionUNet:
-    """Attention U-Net: gated skips and heads at every scale."""
+    """Attention U-Net: gated skips and heads at every scale; or on any classifier's encoder.
+
+    `width` is 64 and `depth` 4 by default. With `backbone`, the name of a classifier, `width` is
+    that of the encoder's first convolution (by default the published one) and scales the decoder
+    too.
+    """
     check_common(num_classes=num_classes, dtype=dtype, spatial_dims=spatial_dims, norm=norm)
-    check_positive_int("width", width)
-    check_positive_int("depth", depth, minimum=2)
     check_positive_int("gates", gates)
     if not isinstance(deep_supervision, bool):
         raise SegzooError(f"deep_supervision is {deep_supervision!r}; expected True or False.")
+    encoder = None
+    if backbone is not None:
+        refuse_with_encoder(backbone, depth=depth, spatial_dims=3 if spatial_dims == 3 else None)
+        encoder = build_encoder(backbone, width, dtype=dtype, axis_name=axis_name)
+        width = in_proportion(DECODER_WIDTH, backbone, width)
+    width, depth = 64 if width is None else width, 4 if depth is None else depth
+    check_positive_int("width", width)
+    check_positive_int("depth", depth, minimum=2)
     return AttentionUNet(
         num_classes=num_classes,
         dtype=dtype,
@@ -236,4 +275,5 @@ def attention_unet(
         norm=norm,
         gates=gates,
         deep_supervision=deep_supervision,
+        backbone=encoder,
     )

@@ -6,6 +6,12 @@ pool3; the paper trains each from the coarser one (`from_coarser`). Geometry as 
 released networks: 100 zeros around the image, pools that keep the remainder, and fixed crop
 offsets that put every score where its receptive field is centred, so that any image size works.
 
+With `backbone` the construction of section 4 is applied to another net: its maps at strides 32, 16
+and 8 are scored, and the scores up-sampled to the grid of the next finer ones and added to them. A
+VGG goes through all of the above; other encoders have no fc6 and fc7, and their images no border of
+zeros but mirrored ends up to a multiple of the coarsest stride. An encoder whose coarsest map is
+finer than the strides asked for is scored there.
+
 Choices: `norm` puts batch norm into VGG, which the paper has not; all up-convolutions are
 learnable, as in the paper's text for all but the last; pool scores are not scaled (the release's
 "at-once" nets scale them); convolutions start from He's initialisation where no pretrained weights
@@ -14,6 +20,7 @@ replace it, and score layers from zero as in the paper.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +31,7 @@ import jax.numpy as jnp
 
 from segzoo.backbones.vgg import VGG
 from segzoo.checks import check_common, check_image, check_rate
-from segzoo.errors import SegzooError, check_positive_int
+from segzoo.errors import SegzooError
 from segzoo.layers import (
     ConvNormAct,
     ConvTranspose,
@@ -32,7 +39,11 @@ from segzoo.layers import (
     NormKind,
     Score,
     bilinear_kernel,
+    center_crop,
+    crop_to,
+    resize,
 )
+from segzoo.models.encoders import build_encoder, encode
 from segzoo.registry import register, with_fixed
 
 Array = jax.Array
@@ -50,16 +61,19 @@ class Upsampling(nn.Module):
 
     Attributes:
         num_classes: K.
+        border: whether the scores are VGG's of an image with 100 zeros around it; otherwise every
+            map covers the image.
     """
 
     num_classes: int
+    border: bool = True
 
     @nn.compact
     def __call__(self, scores: dict[int, Array], size: tuple[int, ...]) -> Array:
         """Fuses scores.
 
         Args:
-            scores: by stride, float32 `[B, h, w, K]`: 32 and the finer ones to be added.
+            scores: by stride, float32 `[B, h, w, K]`: the coarsest and the finer ones to be added.
             size: H and W of the image.
 
         Returns:
@@ -68,21 +82,27 @@ class Upsampling(nn.Module):
         strides = sorted(scores, reverse=True)
         x = scores[strides[0]]
         names = {16: "upscore2", 8: "upscore_pool4"}
-        for finer in strides[1:]:
-            x = self._up(x, 2, names[finer])
-            x = x + _window(scores[finer], _POOL_OFFSET[finer], x.shape[1:3])
+        for coarser, finer in itertools.pairwise(strides):
+            x = self._up(x, coarser // finer, names[finer])
+            if self.border:
+                x = x + _window(scores[finer], _POOL_OFFSET[finer], x.shape[1:3])
+            else:
+                x = resize(x, scores[finer].shape[1:3]) + scores[finer]
         last = strides[-1]
-        return _window(self._up(x, last, f"upscore{last}"), _IMAGE_OFFSET[last], size)
+        x = self._up(x, last, f"upscore{last}")
+        return _window(x, _IMAGE_OFFSET[last], size) if self.border else resize(x, size)
 
     def _up(self, x: Array, factor: int, name: str) -> Array:
-        return ConvTranspose(
+        up = ConvTranspose(
             self.num_classes,
             (2 * factor, 2 * factor),
             (factor, factor),
             use_bias=False,
             kernel_init=bilinear_kernel,
             name=name,
-        )(x)
+        )
+        # Half a factor on every side lies outside what x covers.
+        return up(x) if self.border else center_crop(up(x), [factor * n for n in x.shape[1:3]])
 
 
 def _window(x: Array, offset: int, size: tuple[int, ...]) -> Array:
@@ -90,13 +110,13 @@ def _window(x: Array, offset: int, size: tuple[int, ...]) -> Array:
 
 
 class FCN(nn.Module):
-    """FCN-32s, -16s or -8s on VGG-16.
+    """FCN-32s, -16s or -8s on a VGG.
 
     Attributes:
         num_classes: K.
         dtype: of the computation; parameters, scores and logits are float32.
         axis_name: the mapped axis of batch norm and drop-out.
-        backbone: VGG-16 with the paper's padding.
+        backbone: VGG (the paper's is VGG-16) with the paper's padding.
         stride: of the finest scores: 32, 16 or 8.
         hidden: channels of fc6 and fc7.
         dropout: the rate after fc6 and fc7.
@@ -133,16 +153,66 @@ class FCN(nn.Module):
             x = conv(x, train=train)
             x = Dropout(self.dropout, self.axis_name)(x, deterministic=not train)
 
-        scores = {32: self._score(x, "score_fr")}
+        scores = {32: _zero_score(self, x, "score_fr")}
         # The backbone pooled these already; the compiler merges equal computations.
         if self.stride <= 16:
-            scores[16] = self._score(self.backbone.pool(conv4), "score_pool4")
+            scores[16] = _zero_score(self, self.backbone.pool(conv4), "score_pool4")
         if self.stride <= 8:
-            scores[8] = self._score(self.backbone.pool(conv3), "score_pool3")
+            scores[8] = _zero_score(self, self.backbone.pool(conv3), "score_pool3")
         return Upsampling(self.num_classes, name="upsampling")(scores, image.shape[1:3])
 
-    def _score(self, x: Array, name: str) -> Array:
-        return Score(self.num_classes, self.dtype, nn.initializers.zeros_init(), name=name)(x)
+
+class EncoderFCN(nn.Module):
+    """FCN-32s, -16s or -8s on any encoder.
+
+    Attributes:
+        num_classes: K.
+        dtype: of the computation; parameters, scores and logits are float32.
+        axis_name: the mapped axis of batch norm and drop-out.
+        backbone: the encoder, `(image, *, train) -> maps`.
+        stride: of the finest scores: 32, 16 or 8.
+        dropout: the rate before the coarsest scores.
+    """
+
+    num_classes: int
+    dtype: Any
+    axis_name: str | None
+    backbone: nn.Module
+    stride: int = 8
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool = False) -> Array:
+        """Computes the logits.
+
+        Args:
+            image: `[B, H, W, C]`, normalised, of any size.
+            train: batch statistics and drop-out (which needs the "dropout" rng).
+
+        Returns:
+            float32 `[B, H, W, K]`.
+
+        Raises:
+            SegzooError: for an image of another rank.
+        """
+        check_image(image, 2)
+        maps, padded = encode(self.backbone, image, train=train)
+        last_of = dict(zip(self.backbone.reductions, maps, strict=True))
+        coarsest = max(last_of)
+        x = Dropout(self.dropout, self.axis_name)(last_of[coarsest], deterministic=not train)
+        scores = {coarsest: _zero_score(self, x, "score_fr")}
+        for reduction in (16, 8):
+            if self.stride <= reduction < coarsest and reduction in last_of:
+                # The paper's names: pool3 lies at stride 8.
+                name = {16: "score_pool4", 8: "score_pool3"}[reduction]
+                scores[reduction] = _zero_score(self, last_of[reduction], name)
+        logits = Upsampling(self.num_classes, border=False, name="upsampling")(scores, padded)
+        return crop_to(logits, image.shape[1:3])
+
+
+def _zero_score(model: FCN | EncoderFCN, x: Array, name: str) -> Array:
+    zeros = nn.initializers.zeros_init()
+    return Score(model.num_classes, model.dtype, zeros, name=name)(x)
 
 
 def from_coarser(params: Mapping[str, Any], coarser: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,22 +268,24 @@ def _fcn(
     num_classes: int = 21,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
-    width: int = 64,
-    norm: NormKind = "none",
-    dropout: float = 0.5,
-) -> FCN:
-    check_common(num_classes=num_classes, dtype=dtype, norm=norm)
-    check_positive_int("width", width)
+    backbone: str | None = None,
+    width: int | None = None,
+    norm: NormKind | None = None,
+    dropout: float | None = None,
+) -> FCN | EncoderFCN:
+    check_common(num_classes=num_classes, dtype=dtype, norm=norm or "none")
+    if norm is not None and backbone is not None:
+        raise SegzooError(
+            f"norm is {norm!r}; expected none beside a backbone, which has its own, as 'vgg16_bn'."
+        )
+    encoder = build_encoder(backbone or "vgg16", width, dtype=dtype, axis_name=axis_name)
+    if dropout is None:
+        dropout = 0.5 if isinstance(encoder, VGG) else 0.0
     check_rate("dropout", dropout)
-    backbone = VGG(
-        width=width,
-        norm=norm,
-        first_padding=100,
-        ceil_mode=True,
-        dtype=dtype,
-        axis_name=axis_name,
-    )
-    return FCN(num_classes, dtype, axis_name, backbone, stride, 64 * width, dropout)
+    if not isinstance(encoder, VGG):
+        return EncoderFCN(num_classes, dtype, axis_name, encoder, stride, dropout)
+    vgg = encoder.clone(norm=norm or encoder.norm, first_padding=100, ceil_mode=True)
+    return FCN(num_classes, dtype, axis_name, vgg, stride, 64 * vgg.width, dropout)
 
 
 def _of_stride(stride: int, parameters: int, summary: str) -> Callable[..., FCN]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 
-from segzoo.models.fcn import FCN
+from segzoo.models.fcn import FCN, EncoderFCN
 from segzoo.weights import vgg
 from segzoo.weights.names import Flattened, Layout
 
 
-def layouts(model: FCN) -> tuple[Layout, ...]:
-    """Returns the layouts of VGG-16, whose hidden layers are fc6 and fc7 here.
+def layouts(model: FCN | EncoderFCN) -> tuple[Layout, ...]:
+    """Returns the layouts of VGG, whose hidden layers are fc6 and fc7 here.
 
     The scores of the 1000 classes fall away, as in the paper.
 
     Args:
-        model: an FCN.
+        model: an FCN; of one without these layers no library has more than the encoder.
     """
+    if isinstance(model, EncoderFCN):
+        return ()
     result = []
     for layout in vgg.layouts(model):
         modules = dict(layout.modules)
