@@ -79,6 +79,9 @@ def _family(*models: str, quick: tuple[str, ...] = (), **fields: Any) -> tuple[C
     return tuple(Case(model, quick=model in quick, **fields) for model in models)
 
 
+# Without weights for its encoder, which it would fetch, and with the auxiliary head ours has.
+_SEGMENTER = (("weights_backbone", None), ("aux_loss", True))
+
 CASES = (
     *_family("alexnet", quick=("alexnet",)),
     *_family("vgg11", "vgg13", "vgg16", "vgg19"),
@@ -114,6 +117,20 @@ CASES = (
     ),
     Case("efficientnet_b0", "timm", "tf_efficientnet_b0", (("variant", "paper"),), quick=True),
     Case("efficientnet_b3", "timm", "tf_efficientnet_b3", (("variant", "paper"),)),
+    *_family("xception41", "xception65", "xception71", quick=("xception41",), library="timm"),
+    Case(
+        "xception65",
+        "timm",
+        overrides=(("output_stride", 8),),
+        options=(("output_stride", 8),),
+    ),
+    *_family("fcn_resnet50", "fcn_resnet101", options=_SEGMENTER),
+    *_family(
+        "deeplabv3_resnet50",
+        "deeplabv3_resnet101",
+        quick=("deeplabv3_resnet50",),
+        options=_SEGMENTER,
+    ),
 )
 
 
@@ -221,7 +238,7 @@ class Golden:
         names: name and shape of every tensor in its file.
         variances: of what enters each normalisation, by its module's name: with these every
             normalisation gives values at unit scale, as with the statistics of real data.
-        outputs: by the size of the image: logits whole, of a feature map what `digest` keeps.
+        outputs: by the size of the image: logits of an image whole, of a map what `digest` keeps.
     """
 
     reference: str
@@ -262,9 +279,9 @@ def golden_path(case: Case) -> Path:
 
 
 def digest(outputs: Outputs) -> Outputs:
-    """Keeps of each feature map its mean, its standard deviation and some of its values."""
+    """Keeps of each map its mean, its standard deviation and some of its values."""
     return {
-        name: _sample(name, value) if name.startswith("stage") else value
+        name: _sample(name, value) if value.ndim == 4 else value
         for name, value in outputs.items()
     }
 

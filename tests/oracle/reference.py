@@ -138,7 +138,11 @@ def outputs(case: Case, network: torch.nn.Module, image: np.ndarray) -> Outputs:
     heads = {"aux1": "inception4a", "aux2": "inception4d"} if getattr(network, "aux1", None) else {}
     handles += [_capture(network, place, captured, head) for head, place in heads.items()]
     with torch.inference_mode():
-        found = {"logits": network(torch.from_numpy(image.transpose(0, 3, 1, 2)).contiguous())}
+        result = network(torch.from_numpy(image.transpose(0, 3, 1, 2)).contiguous())
+        if isinstance(result, dict):  # torchvision's segmenters
+            found = {"logits": result["out"], "aux0": result["aux"]}
+        else:
+            found = {"logits": result}
         # It runs its auxiliary classifiers in training alone.
         for i, head in enumerate(heads):
             found[f"aux{i}"] = network.get_submodule(head)(captured.pop(head))
@@ -177,4 +181,7 @@ def _places(case: Case, network: torch.nn.Module) -> list[str]:
         layers = network.get_submodule("features").named_children()
         pools = [name for name, layer in layers if isinstance(layer, torch.nn.MaxPool2d)]
         return [*(f"features.{name}:in" for name in pools), "features"]
-    return list(PLACES[family, case.library])
+    if family == "xception":  # whose places timm knows
+        return [str(place["module"]) for place in network.feature_info]
+    prefix = "backbone." if hasattr(network, "backbone") else ""
+    return [prefix + place for place in PLACES[family, case.library]]
