@@ -210,9 +210,14 @@ class MaskRCNN(nn.Module):
                 "valid": valid,
             }
 
-        joined = [jnp.concatenate(values, axis=1) for values in (logits, offsets)]
-        keys = self._keys(len(sizes), 0)
-        return {"anchors": jax.vmap(of_image)(keys, *joined, dict(targets), sizes)}
+        of_images = jax.vmap(of_image)(
+            self._keys(len(sizes), 0),
+            jnp.concatenate(logits, axis=1),
+            jnp.concatenate(offsets, axis=1),
+            dict(targets),
+            sizes,
+        )
+        return {"anchors": of_images}
 
     def _regions(
         self,
@@ -378,8 +383,8 @@ def _mask_rcnn(
         class_agnostic=class_agnostic,
         anchor_sizes=tuple(anchor_sizes),
         aspect_ratios=tuple(aspect_ratios),
-        proposals=tuple(proposals),
-        training_proposals=tuple(training_proposals),
+        proposals=(proposals[0], proposals[1]),
+        training_proposals=(training_proposals[0], training_proposals[1]),
         proposal_threshold=proposal_threshold,
         anchors_learned=anchors_learned,
         regions_learned=regions_learned,

@@ -6,7 +6,6 @@ with anchors of one size. Its best boxes of each level, thinned out, are the pro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,11 +114,6 @@ def propose(
         )
         return jnp.where(kept[:, None], box[index], 0.0), jnp.where(kept, score[index], 0.0), kept
 
-    found = [[lax.stop_gradient(x) for x in values] for values in (logits, offsets)]
-    boxes, scores, kept = jax.vmap(of_image)(*found, sizes)
+    logits, offsets = lax.stop_gradient((list(logits), list(offsets)))
+    boxes, scores, kept = jax.vmap(of_image)(logits, offsets, sizes)
     return boxes, scores, kept
-
-
-def anchors_per_place(aspect_ratios: Sequence[float]) -> int:
-    """A: each level has anchors of one size."""
-    return math.prod(np.shape(aspect_ratios))

@@ -56,7 +56,7 @@ def nms(
         over = box_ops.iou(by, them) > threshold
         return over & (by_classes[:, None] == their_classes[None])
 
-    def judge(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def judge(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         start, number, taken = state
         places = lax.dynamic_slice(order, (start,), (block,))
         candidates, kinds = boxes[places], classes[places]
@@ -70,7 +70,7 @@ def nms(
         number = jnp.minimum(number + jnp.sum(stays, dtype=jnp.int32), limit)
         return start + block, number, taken
 
-    def unfinished(state: tuple[Array, ...]) -> Array:
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
         start, number, _ = state
         return (start < available) & (number < limit)
 

@@ -218,8 +218,15 @@ def _native(tensors: Tensors, shapes: Shapes, whole: bool) -> Found:
     """A file with our own paths; of another model's, the encoder."""
     same = whole or tensors.keys() == shapes.keys() or not any(map(in_encoder, tensors))
     paths = [path for path in shapes if same or in_encoder(path)]
-    values = {path: tensors[path] for path in paths if path in tensors}
-    return Found(values, None, tuple(name for name in tensors if name not in values))
+    names = {path: n for path in paths for n in (_other_collection(path), path) if n in tensors}
+    values = {path: tensors[name] for path, name in names.items()}
+    return Found(values, None, tuple(name for name in tensors if name not in names.values()))
+
+
+def _other_collection(path: str) -> str:
+    """Scale and bias of a norm are parameters, of a frozen one they stand by its statistics."""
+    collection, _, rest = path.partition("/")
+    return "/".join((COLLECTIONS[1 - COLLECTIONS.index(collection)], rest))
 
 
 def in_encoder(path: str) -> bool:

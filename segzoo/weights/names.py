@@ -48,6 +48,20 @@ class Flattened:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transposed:
+    """A transposed convolution: PyTorch keeps its kernel as `[in, out, *S]`, we its mirror image.
+
+    Attributes:
+        name: the module's name; may hold fields.
+    """
+
+    name: str
+
+
+Theirs = str | Flattened | Transposed
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """One library's way to store one family of models.
 
@@ -65,7 +79,7 @@ class Layout:
     """
 
     library: str
-    modules: Mapping[str, str | Flattened]
+    modules: Mapping[str, Theirs]
     ignored: tuple[str, ...] = ("num_batches_tracked",)
     optional: tuple[str, ...] = ()
     encoder_alone: bool = False
@@ -73,7 +87,7 @@ class Layout:
     std: tuple[float, ...] = IMAGENET_STD
     blue_first: str | None = None
 
-    def module(self, path: str) -> str | Flattened | None:
+    def module(self, path: str) -> Theirs | None:
         """Returns their name of the module at our `path`, or None where they have none."""
         for pattern, theirs in self.modules.items():
             found = _expression(pattern).fullmatch(path)
@@ -81,6 +95,8 @@ class Layout:
                 continue
             if isinstance(theirs, Flattened):
                 return theirs
+            if isinstance(theirs, Transposed):
+                return Transposed(theirs.name.format(**found.groupdict()))
             return theirs.format(**found.groupdict())
         return None
 
@@ -88,7 +104,7 @@ class Layout:
         """Returns our path of the module their tensor belongs to, or None for no known module."""
         module = tensor.rpartition(".")[0]
         for pattern, theirs in self.modules.items():
-            name = theirs.name if isinstance(theirs, Flattened) else theirs
+            name = theirs if isinstance(theirs, str) else theirs.name
             found = _expression(name).fullmatch(module)
             if found is not None:
                 return pattern.format(**found.groupdict())
@@ -123,17 +139,21 @@ class Place:
         name: of their tensor.
         flattened: `(C, H, W)` of the features a dense kernel takes flattened, or None.
         convolution: whether their kernel keeps these axes apart.
+        transposed: whether it is the kernel of a transposed convolution.
     """
 
     name: str
     flattened: tuple[int, int, int] | None = None
     convolution: bool = False
+    transposed: bool = False
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of their tensor, given that of ours."""
         if self.flattened is not None and len(ours) > 1:
             inputs = self.flattened if self.convolution else (math.prod(self.flattened),)
             return (ours[-1], *inputs)
+        if self.transposed:
+            return (*ours[-2:], *ours[:-2])
         return (ours[-1], ours[-2], *ours[:-2]) if len(ours) > 1 else ours
 
     def take(self, theirs: np.ndarray) -> np.ndarray:
@@ -143,6 +163,9 @@ class Place:
         if self.flattened is not None:
             c, h, w = self.flattened
             return theirs.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(-1, theirs.shape[0])
+        if self.transposed:
+            ours = theirs.transpose(*range(2, theirs.ndim), 0, 1)
+            return np.flip(ours, axis=tuple(range(ours.ndim - 2)))
         return theirs.transpose(*range(2, theirs.ndim), 1, 0)
 
     def give(self, ours: np.ndarray) -> np.ndarray:
@@ -153,6 +176,9 @@ class Place:
             c, h, w = self.flattened
             kernel = ours.reshape(h, w, c, -1).transpose(3, 2, 0, 1)
             return kernel if self.convolution else kernel.reshape(len(kernel), -1)
+        if self.transposed:
+            spatial = tuple(range(ours.ndim - 2))
+            return np.flip(ours, axis=spatial).transpose(ours.ndim - 2, ours.ndim - 1, *spatial)
         return ours.transpose(ours.ndim - 1, ours.ndim - 2, *range(ours.ndim - 2))
 
 
@@ -180,6 +206,8 @@ def places(paths: Iterable[str], layout: Layout) -> dict[str, Place | None]:
                 theirs.shape if kernel else None,
                 theirs.convolution and kernel,
             )
+        elif isinstance(theirs, Transposed):
+            result[path] = Place(f"{theirs.name}.{_LEAVES[leaf]}", transposed=leaf == "kernel")
         else:
             result[path] = Place(f"{theirs}.{_LEAVES[leaf]}")
     return result
