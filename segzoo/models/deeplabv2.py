@@ -36,6 +36,7 @@ from segzoo.backbones.by_name import backbone as encoder_by_name
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.layers import NormKind
+from segzoo.models.aspp import on_grid
 from segzoo.models.deeplabv1 import OUTPUT_STRIDE, Classifier, dense_vgg16, score_init
 from segzoo.ops.spatial import crop_to, pad_to_grid, resize
 from segzoo.registry import register, with_fixed
@@ -178,11 +179,8 @@ class DeepLabV2(nn.Module):
         def at_one_scale(image: Array) -> Array:
             x = pad_to_grid(image, OUTPUT_STRIDE)
             features = self.backbone(x, train=train)[-1]
-            on_grid = all(
-                n == (m - 1) // OUTPUT_STRIDE + 1
-                for n, m in zip(features.shape[1:3], x.shape[1:3], strict=True)
-            )
-            scores = resize(aspp(features, train=train), x.shape[1:3], align_corners=on_grid)
+            aligned = on_grid(features, x, OUTPUT_STRIDE)
+            scores = resize(aspp(features, train=train), x.shape[1:3], align_corners=aligned)
             return crop_to(scores, image.shape[1:3])
 
         size = image.shape[1:3]
