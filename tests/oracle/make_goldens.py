@@ -25,7 +25,10 @@ import segzoo
 from segzoo import provenance
 
 RECORD = Path(__file__).parents[2] / "docs" / "parity.json"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "timm")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "timm"),
+    "segmentation_models_pytorch",
+)
 PROTOCOL = (
     "The same random weights, running statistics and images (2 of each size) in both, float32 on "
     "the CPU. The largest absolute difference of any logit, and of any value of any feature map of "

@@ -43,7 +43,7 @@ class Case:
 
     Attributes:
         model: ours.
-        library: "torchvision", "timm" or "pretrainedmodels".
+        library: "torchvision", "timm", "pretrainedmodels" or "segmentation_models_pytorch".
         reference: the network's name there.
         overrides: of ours.
         options: of theirs.
@@ -78,6 +78,13 @@ class Case:
 def _family(*models: str, quick: tuple[str, ...] = (), **fields: Any) -> tuple[Case, ...]:
     return tuple(Case(model, quick=model in quick, **fields) for model in models)
 
+
+# Theirs refuses sizes that its encoder does not halve exactly.
+_UNET: dict[str, Any] = {
+    "library": "segmentation_models_pytorch",
+    "reference": "Unet",
+    "sizes": ((64, 64), (64, 96)),
+}
 
 # Without weights for its encoder, which it would fetch, and with the auxiliary head ours has.
 _SEGMENTER = (("weights_backbone", None), ("aux_loss", True))
@@ -130,6 +137,22 @@ CASES = (
         "deeplabv3_resnet101",
         quick=("deeplabv3_resnet50",),
         options=_SEGMENTER,
+    ),
+    Case(
+        "unet",
+        overrides=(("backbone", "resnet18"),),
+        options=(("encoder_name", "resnet18"), ("classes", 2)),
+        quick=True,
+        **_UNET,
+    ),
+    Case(
+        "unet",
+        overrides=(("backbone", "resnet50"), ("upsample", "bilinear")),
+        options=(
+            *(("encoder_name", "resnet50"), ("classes", 2)),
+            ("decoder_interpolation", "bilinear"),
+        ),
+        **_UNET,
     ),
 )
 
@@ -281,8 +304,7 @@ def golden_path(case: Case) -> Path:
 def digest(outputs: Outputs) -> Outputs:
     """Keeps of each map its mean, its standard deviation and some of its values."""
     return {
-        name: _sample(name, value) if value.ndim == 4 else value
-        for name, value in outputs.items()
+        name: _sample(name, value) if value.ndim == 4 else value for name, value in outputs.items()
     }
 
 

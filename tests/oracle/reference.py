@@ -64,6 +64,9 @@ def build(case: Case) -> torch.nn.Module:
             if case.theirs == "googlenet":
                 options["init_weights"] = False  # it asks for SciPy's truncated normals
             network = torchvision.models.get_model(case.theirs, **options)
+        elif case.library == "segmentation_models_pytorch":
+            library = importlib.import_module(case.library)
+            network = library.__dict__[case.theirs](encoder_weights=None, **options)
         else:
             network = importlib.import_module(case.library).__dict__[case.theirs](
                 pretrained=None, **options
@@ -183,5 +186,6 @@ def _places(case: Case, network: torch.nn.Module) -> list[str]:
         return [*(f"features.{name}:in" for name in pools), "features"]
     if family == "xception":  # whose places timm knows
         return [str(place["module"]) for place in network.feature_info]
-    prefix = "backbone." if hasattr(network, "backbone") else ""
-    return [prefix + place for place in PLACES[family, case.library]]
+    prefix = next((f"{part}." for part in ("backbone", "encoder") if hasattr(network, part)), "")
+    library = "torchvision" if prefix == "encoder." else case.library  # whose network it is
+    return [prefix + place for place in PLACES[family, library]]

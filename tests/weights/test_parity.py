@@ -1,4 +1,4 @@
-"""The same weights give the same values here as in torchvision, timm and pretrainedmodels.
+"""The same weights give the same values here as in the libraries they come from.
 
 What the other libraries gave is kept in goldens, see tests/goldens/README.md. The weights are drawn
 anew from names and shapes, ours by way of the tables of names; so a golden also holds the tables to
