@@ -25,6 +25,8 @@ COMMANDS = (
     "list",
     "info",
     "train",
+    "pending",
+    "rehearse",
     "evaluate",
     "crf-search",
     "predict",
@@ -130,19 +132,25 @@ def _parser() -> argparse.ArgumentParser:
         "options", nargs=argparse.REMAINDER, help="see `segzoo train EXPERIMENT --help`"
     )
 
+    add = command("pending", _pending, "List the full-size rows of the tables, or run what lacks.")
+    add.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="these alone")
+    add.add_argument(
+        "--run", dest="go", action="store_true", help="run what is not recorded, cheapest first"
+    )
+    _datasets_at(add)
+
+    add = command("rehearse", _rehearse, "Train two steps of each full-size row, for its cost.")
+    add.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="these alone")
+    add.add_argument("--again", action="store_true", help="also rows that were rehearsed before")
+    _datasets_at(add)
+
     add = command("evaluate", _evaluate, "Score a run's best checkpoint; writes results.json.")
     add.add_argument("folder", metavar="RUN", help="a run folder")
     add.add_argument("--split", help="default: the experiment's test split")
-    add.add_argument("--data-dir", help="where prepared datasets lie, if they moved")
-    add.add_argument("--manual-dir", help="where the dataset's own files lie, if they moved")
+    _data_at(add)
     add.add_argument("--cpu-devices", type=int, help="split the CPU into that many devices")
     add.add_argument("--boundary", action="store_true", help="also score boundary F1")
-    add.add_argument(
-        "--crf",
-        nargs="*",
-        metavar="NAME VALUE",
-        help="refine by a dense CRF: parameters that differ from crf-search's, or DeepLab's",
-    )
+    _crf_flag(add)
 
     add = command("crf-search", _crf_search, "Choose a dense CRF's parameters on validation data.")
     add.add_argument("folder", metavar="RUN", help="a run folder; crf.json is written there")
@@ -155,8 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "LOW", "HIGH"),
         help="of appearance_weight, _width or _color; by default DeepLab's",
     )
-    add.add_argument("--data-dir", help="where prepared datasets lie, if they moved")
-    add.add_argument("--manual-dir", help="where the dataset's own files lie, if they moved")
+    _data_at(add)
 
     add = command("predict", _predict, "Write the class ids of pictures as PNG files.")
     add.add_argument("weights", metavar="RUN", help="a run folder or weights, see docs/weights.md")
@@ -165,12 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--overlay", action="store_true", help="also write NAME.overlay.png")
     add.add_argument("--tile", type=int, help="side of the tiles large pictures are cut into")
     add.add_argument("--overlap", type=int, help="pixels neighbouring tiles share")
-    add.add_argument(
-        "--crf",
-        nargs="*",
-        metavar="NAME VALUE",
-        help="refine by a dense CRF: parameters that differ from crf-search's, or DeepLab's",
-    )
+    _crf_flag(add)
 
     add = command("convert", _convert, "Write weights as a .safetensors file.")
     add.add_argument(
@@ -194,6 +196,22 @@ def _parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "Check the installation, devices and folders.")
     return parser
+
+
+def _data_at(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", help="where prepared datasets lie, if they moved")
+    parser.add_argument("--manual-dir", help="where the dataset's own files lie, if they moved")
+
+
+def _datasets_at(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", help="where prepared datasets lie")
+    text = "holds a folder of original files for each dataset, by its name"
+    parser.add_argument("--manual-dir", type=Path, metavar="DIR", help=text)
+
+
+def _crf_flag(parser: argparse.ArgumentParser) -> None:
+    text = "refine by a dense CRF: parameters that differ from crf-search's, or DeepLab's"
+    parser.add_argument("--crf", nargs="*", metavar="NAME VALUE", help=text)
 
 
 def _console() -> Console:
@@ -307,6 +325,55 @@ def _train(arguments: argparse.Namespace) -> int:
     return main_for(arguments.experiment, arguments.options)
 
 
+def _pending(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from segzoo import pending
+
+    everything = pending.items()
+    chosen = pending.items(only=arguments.experiments)
+    lacking = pending.in_order([i for i in chosen if i.state != "recorded"], everything)
+    if arguments.go:
+        _check_manual_dir(arguments.manual_dir)
+        failed = pending.run(lacking, arguments.manual_dir, arguments.data_dir, _tell)
+        return 0 if failed <= 0 else 1
+    table = Table(box=None, pad_edge=False)
+    for column in ("experiment", "row", "state", "steps", "GPU hours, reckoned"):
+        table.add_column(column, justify="right" if column[:3] in ("ste", "GPU") else "left")
+    for item in chosen:
+        seconds = item.gpu_seconds
+        hours = "not rehearsed" if seconds is None else f"{seconds / 3600:.1f}"
+        row = item.experiment
+        table.add_row(row.name, row.row, item.state, f"{row.steps:,}", hours)
+    _console().print(table)
+    known = [item.gpu_seconds for item in lacking if item.gpu_seconds is not None]
+    _tell(
+        f"{len(lacking)} of {len(chosen)} rows to run; about {sum(known) / 3600:.0f} GPU hours for "
+        f"the {len(known)} rehearsed."
+    )
+    return 0
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from segzoo import pending
+
+    _check_manual_dir(arguments.manual_dir)
+    chosen = pending.items(only=arguments.experiments)
+    lacking = [item for item in chosen if arguments.again or item.facts is None]
+    failed = pending.rehearse(lacking, Path(), arguments.manual_dir, arguments.data_dir, _tell)
+    return 1 if failed else 0
+
+
+def _check_manual_dir(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise SegzooError(f"{folder} does not exist; expected a folder with one for each dataset.")
+
+
+def _tell(line: str) -> None:
+    _console().print(line, markup=False, soft_wrap=True)
+    sys.stdout.flush()
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from segzoo import parallel
 
@@ -358,7 +425,7 @@ def _crf_search(arguments: argparse.Namespace) -> int:
         ranges=tuple(ranges.values()),
         data_dir=arguments.data_dir,
         manual_dir=arguments.manual_dir,
-        say=lambda line: _console().print(line, markup=False, soft_wrap=True),
+        say=_tell,
     )
     return 0
 
@@ -381,7 +448,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         tile=arguments.tile,
         overlap=arguments.overlap,
         crf=_crf(arguments.weights, arguments.crf),
-        say=lambda line: _console().print(line, markup=False, soft_wrap=True),
+        say=_tell,
     )
     for failure in failures:
         _fail(failure)
@@ -408,7 +475,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    from segzoo import registry, report, study, zoo
+    from segzoo import pending, registry, report, study, zoo
     from segzoo.records import Row
 
     rows = [
@@ -427,7 +494,9 @@ def _report(arguments: argparse.Namespace) -> int:
     ]
     root, check = Path(), arguments.check
     changed = zoo.update(root, anew=arguments.count, check=check)
-    changed += report.update(root, rows, tables=zoo.tables(root), check=check)
+    changed += report.update(
+        root, rows, tables=[*zoo.tables(root), *pending.tables(root)], check=check
+    )
     stale = [str(path) for path in changed]
     if arguments.check and stale:
         sys.stderr.write(f"segzoo: out of date: {', '.join(stale)}; run `segzoo report`.\n")
