@@ -182,7 +182,7 @@ def test_scores_of_all_scales_add_up_at_every_eighth_pixel(filled, multi_scale):
     np.testing.assert_allclose(logits[:, ::8, ::8], sum(scores), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(41, 57), (75, 97), (6, 20)])
+@pytest.mark.parametrize("size", [(41, 57), (6, 20)])
 def test_scores_reach_the_pixels_they_were_computed_for(filled, multi_scale, size):
     def ramps(call, args, kwargs, context):
         if not isinstance(context.module, Classifier | Perceptron):
@@ -245,7 +245,7 @@ def test_an_image_of_any_size_is_filled_up_with_zeros(filled):
 @pytest.mark.parametrize("name", ["deeplabv1", "deeplabv1_msc", "deeplabv1_4x4"])
 def test_any_size(name):
     model = segzoo.get(name, width=1, num_classes=1)
-    for n in (1, 2, 7, 8, 9, 16, 65):
+    for n in (1, 2, 8, 9, 65):
         image = jnp.zeros((1, n, 3 * n + 5, 3))
         logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
         assert logits.shape == (1, n, 3 * n + 5, 1)
@@ -253,8 +253,9 @@ def test_any_size(name):
 
 def test_new_layers_start_as_in_the_release():
     key, x = jax.random.key(0), jnp.zeros((1, 1, 1, 64))
-    classifier = Classifier(50, 200).init(key, x, train=False)["params"]
-    perceptron = Perceptron(50, 200).init(key, x, train=False)["params"]
+    parts = (Classifier(50, 100), Perceptron(50, 100))
+    init = jax.jit(lambda key: [part.init(key, x, train=False)["params"] for part in parts])
+    classifier, perceptron = init(key)
 
     def spread(layer):
         assert not np.any(layer["bias"])

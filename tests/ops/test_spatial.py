@@ -12,8 +12,10 @@ from segzoo.ops.spatial import (
     crop_to,
     dilated_max_pool,
     max_pool,
+    pad_to_grid,
     pad_to_multiple,
     resize,
+    resize_nearest,
 )
 
 
@@ -33,6 +35,17 @@ def test_padding_reaches_the_next_multiple_and_cropping_undoes_it(size):
 
 def test_padding_takes_one_multiple_per_axis():
     assert pad_to_multiple(random(1, 5, 5, 2), (4, 1)).shape == (1, 8, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "padded"), [((1, 9), (1, 9)), ((2, 8), (9, 9)), ((75, 321), (81, 321)), ((10,), (17,))]
+)
+def test_a_grid_of_every_eighth_pixel_ends_at_the_last(size, padded):
+    x = 1 + abs(random(2, *size, 3))
+    y = pad_to_grid(x, 8)
+    assert y.shape == (2, *padded, 3)
+    np.testing.assert_array_equal(crop_to(y, size), x)
+    assert np.sum(y > 0) == x.size
 
 
 def test_center_crop_keeps_the_centre():
@@ -78,6 +91,24 @@ def test_resize_with_aligned_corners(assert_same_function, size, new):
 
     x = random(2, *size, 3)
     assert_same_function(lambda x: resize(x, new, align_corners=True), reference, x)
+
+
+@pytest.mark.parametrize(("size", "new"), [((4, 3), (8, 6)), ((5, 6), (3, 13)), ((2, 3, 1), (7, 3, 4))])
+def test_nearest_pixels(assert_same_function, size, new):
+    def reference(x):
+        for axis, (n, m) in enumerate(zip(size, new, strict=True), start=1):
+            x = x[(slice(None),) * axis + (np.arange(m) * n // m,)]
+        return x
+
+    x = random(2, *size, 3)
+    assert_same_function(lambda x: resize_nearest(x, new), reference, x)
+    half = x.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(resize_nearest(half, new), reference(half))
+
+
+def test_doubling_repeats_every_pixel():
+    x = random(1, 3, 5, 2)
+    np.testing.assert_array_equal(resize_nearest(x, (6, 10)), x.repeat(2, 1).repeat(2, 2))
 
 
 def test_resize_has_second_derivatives_and_maps():
