@@ -264,7 +264,7 @@ def _info(arguments: argparse.Namespace) -> int:
     _say("paper", found.paper)
     _say("overrides", shown)
     _say("input", str(list(counted.input_shape)))
-    _say("output", str(list(counted.output_shape)))
+    _say("output", _shapes(counted.output_shape))
     _say("parameters", f"{counted.parameters:,}" + _published(parameters, ","))
     _say("batch statistics", f"{counted.state:,}")
     _say("multiply-adds", f"{counted.macs / 1e9:,.3f} G" + _published(gmacs, ""))
@@ -282,6 +282,13 @@ def _say(name: str, text: str) -> None:
     _console().print(f"{name:<17} {text}", markup=False, soft_wrap=True)
 
 
+def _shapes(output: Any) -> str:
+    """The shape of the logits, or of each answer of an instance model."""
+    if not isinstance(output, dict):
+        return str(list(output))
+    return ", ".join(f"{name} {list(shape)}" for name, shape in output.items())
+
+
 def _published(value: float | None, form: str) -> str:
     return "" if value is None else f" (published: {value:{form}})"
 
@@ -291,7 +298,7 @@ def _fields(model: Any, channels: int, task: str) -> str:
     from segzoo.receptive_field import describe, model_fields
 
     try:
-        fields = model_fields(model, channels, logits=task != "classification")
+        fields = model_fields(model, channels, logits=task == "semantic")
     except SegzooError as error:
         return f"unknown: {error}"
     return ", ".join(f"{name} {describe(field)}" for name, field in fields.items())

@@ -40,7 +40,7 @@ def count(name: str) -> Facts:
     model = entry.builder()
     *size, channels = entry.input_shape
     cost = measure(model, tuple(size), channels)
-    fields = model_fields(model, channels, logits=entry.task != "classification")
+    fields = model_fields(model, channels, logits=entry.task == "semantic")
     return {
         "parameters": cost.parameters,
         "multiply_adds": cost.macs,
@@ -113,7 +113,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _models(entries: Mapping[str, ModelEntry], facts: Facts, parity: Facts) -> str:
     """One table per task, and what its last column was measured under."""
-    titles = {"classification": "Classifiers", "semantic": "Semantic segmentation"}
+    titles = {
+        "classification": "Classifiers",
+        "semantic": "Semantic segmentation",
+        "instance": "Instance segmentation",
+    }
     head = ["model", "paper", "parameters", "published", "GMACs", "published", "input"]
     head += ["receptive field", "stride", "parity"]
     parts = []

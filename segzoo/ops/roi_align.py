@@ -138,15 +138,16 @@ def _sum_taps(
         weights: float32, of the columns.
 
     Returns:
-        `[R, bins, bins, C]` in the dtype of the table, summed in float32.
+        `[R, bins, bins, C]` in the dtype of the table, summed in float32 at least.
     """
-    total = jnp.zeros((), jnp.float32)
+    dtype = jnp.promote_types(table.dtype, jnp.float32)
+    total = jnp.zeros((), dtype)
     # Tap by tap each term is fused into the sum; one gather of all taps would be written out.
     for i in range(rows.shape[-1]):
         for j in range(columns.shape[-1]):
             place = rows[:, :, None, i] + columns[:, None, :, j]
             weight = row_weights[:, :, None, i] * weights[:, None, :, j]
-            total = total + table[place].astype(jnp.float32) * weight[..., None]
+            total = total + table[place].astype(dtype) * weight[..., None]
     return total.astype(table.dtype)
 
 
@@ -158,10 +159,11 @@ def _sum_one_by_one(
     On CPU that is several times faster than the scattering of all regions at once.
     """
     bins, taps = rows.shape[1:]
+    dtype = jnp.promote_types(table.dtype, jnp.float32)
 
     def one(region: tuple[Array, ...]) -> Array:
         rows, row_weights, columns, weights = region
-        found = table[rows.reshape(-1, 1) + columns.reshape(1, -1)].astype(jnp.float32)
+        found = table[rows.reshape(-1, 1) + columns.reshape(1, -1)].astype(dtype)
         found = found.reshape(bins * taps, bins, taps, -1)
         found = jnp.sum(found * weights[..., None], axis=2).reshape(bins, taps, bins, -1)
         return jnp.sum(found * row_weights[..., None, None], axis=1).astype(table.dtype)

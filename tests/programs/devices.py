@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import segzoo
-from segzoo import parallel, registry
+from segzoo import instance_losses, parallel, registry
 
 SIZE = (75, 81, 16)
 jax.config.update("jax_enable_x64", True)
@@ -52,20 +52,42 @@ def fill(shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def objects(shape):
+    """Targets of an instance model: none in the first image, one more in each that follows."""
+    batch, height, width, _ = shape
+    corner = np.random.default_rng(2).uniform(0, 0.5, size=(batch, 3, 2))
+    boxes = np.concatenate([corner, corner + 0.4], axis=2) * [height, width, height, width]
+    valid = np.arange(3) < np.arange(batch)[:, None]
+    masks = np.zeros((batch, height, width), np.int32)
+    masks[1:, 20:50, 20:50] = 1
+    return {
+        "boxes": boxes.astype(np.float32),
+        "classes": np.tile(np.arange(1, 4, dtype=np.int32), (batch, 1)),
+        "masks": masks,
+        "valid": valid,
+    }
+
+
 def step(model, axis_name):
     def body(variables, batch):
         rest = {key: value for key, value in variables.items() if key != "params"}
 
         def objective(params):
-            logits, updates = model.apply(
+            image = batch["image"]
+            targets = {key: value for key, value in batch.items() if key != "image"}
+            found, updates = model.apply(
                 {"params": params, **rest},
-                batch["image"],
+                image,
                 train=True,
                 mutable=["batch_stats", "aux_logits"],
                 rngs={"dropout": jax.random.key(7)},
+                **({"targets": targets} if targets else {}),
             )
-            outputs = [logits, *jax.tree.leaves(updates.get("aux_logits", {}))]
-            loss = sum(jnp.sum(jnp.square(output)) for output in outputs)
+            if targets:
+                loss, _ = instance_losses.total(instance_losses.terms(found), len(image), axis_name)
+            else:
+                outputs = [found, *jax.tree.leaves(updates.get("aux_logits", {}))]
+                loss = sum(jnp.sum(jnp.square(output)) for output in outputs)
             return loss, updates.get("batch_stats", {})
 
         found, gradients = jax.value_and_grad(objective, has_aux=True)(variables["params"])
@@ -87,13 +109,15 @@ def relative(one, four):
 def compare(name):
     *spatial, channels = registry.entry(name).input_shape
     shape = (4, *SIZE[: len(spatial)], channels)
-    image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    batch = {"image": np.random.default_rng(1).normal(size=shape).astype(np.float32)}
+    if registry.entry(name).task == "instance":
+        batch |= objects(shape)
     single = build(name, None)
     shapes = jax.eval_shape(single.init, jax.random.key(0), jnp.zeros(shape))
     variables = fill(shapes)
-    one = jax.jit(step(single, None))(variables, {"image": jnp.asarray(image)})
+    one = jax.jit(step(single, None))(variables, jax.tree.map(jnp.asarray, batch))
     mapped = parallel.data_parallel(step(build(name, parallel.AXIS), parallel.AXIS))
-    four = mapped(variables, parallel.shard_batch({"image": image}))
+    four = mapped(variables, parallel.shard_batch(batch))
     (stats_1, (loss_1, grads_1)), (stats_4, (loss_4, grads_4)) = jax.device_get((one, four))
     return {
         "loss": relative(loss_1, loss_4),
