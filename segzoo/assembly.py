@@ -36,6 +36,11 @@ def build_model(experiment: Experiment, spec: DatasetSpec, axis_name: str | None
             f"model {experiment.model!r} is for {entry.task}, but dataset {spec.name!r} is for "
             f"{spec.task}."
         )
+    if experiment.boundary_f1 and spec.task != "semantic":
+        raise SegzooError(
+            f"boundary_f1 scores the outlines of a segmentation, but dataset {spec.name!r} is for "
+            f"{spec.task}."
+        )
     overrides: dict[str, Any] = {
         "num_classes": spec.num_classes,
         "dtype": jnp.dtype(experiment.dtype),

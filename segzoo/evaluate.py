@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segzoo import assembly, checkpoint, parallel, provenance, refine, tasks, visualize
+from segzoo import boundary as boundaries
 from segzoo import experiment as experiments
 from segzoo.data.pipeline import Batches
 from segzoo.data.spec import Dataset, DatasetSpec
@@ -36,19 +37,45 @@ def make_eval_step(
     spec: DatasetSpec,
     weights: jax.Array | None,
     axis_name: str | None,
+    *,
+    flip: bool = False,
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Returns the body of an evaluation step, to be compiled by `parallel.data_parallel`.
 
-    It maps (variables, batch) to `{"tally", "loss_sum", "loss_count"}`, summed over devices.
+    It maps (variables, batch) to `{"tally", "loss_sum", "loss_count"}`, summed over devices. With
+    `flip` the probabilities are those of `both_ways`.
     """
+    predict = both_ways if flip else full_size_logits
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = full_size_logits(model, variables, assembly.normalise(batch["image"], spec))
+        logits = predict(model, variables, assembly.normalise(batch["image"], spec))
         total, count = task.loss(logits, batch, experiment.loss, weights)
         sums = {"tally": task.tally(logits, batch), "loss_sum": total, "loss_count": count}
         return parallel.psum(sums, axis_name)
 
     return step
+
+
+def both_ways(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+    """Returns logits of the probabilities averaged over an image and its mirror image.
+
+    Args:
+        model: a module.
+        variables: its `params` and, where it has any, `batch_stats`.
+        image: `[B, *S, C]`, normalised; the last spatial axis is mirrored.
+
+    Returns:
+        float32 `[B, *S, K]`, or `[B, K]` of a classifier.
+    """
+    logits = full_size_logits(model, variables, image)
+    mirrored = full_size_logits(model, variables, jnp.flip(image, -2))
+    if logits.ndim == image.ndim:
+        mirrored = jnp.flip(mirrored, -2)
+    if logits.shape[-1] == 1:
+        one = (jax.nn.log_sigmoid(x) for x in (logits, mirrored))
+        none = (jax.nn.log_sigmoid(-x) for x in (logits, mirrored))
+        return jnp.logaddexp(*one) - jnp.logaddexp(*none)
+    return jnp.logaddexp(jax.nn.log_softmax(logits), jax.nn.log_softmax(mirrored)) - np.log(2)
 
 
 def evaluate_split(
@@ -99,7 +126,8 @@ def evaluate_run(
         manual_dir: where the dataset's own files lie, likewise.
         crf: refine the logits by a dense CRF; written to `results-crf.json` (with the split between
             them where it is another), pictures to `predictions-crf`.
-        boundary: also score `boundary_f1` (see `segzoo.boundary`); with a CRF it always is.
+        boundary: also score `boundary_f1` (see `segzoo.boundary`); with a CRF, and where the
+            experiment asks for it, it always is.
 
     Returns:
         The record, as written.
@@ -142,7 +170,10 @@ def evaluate_checkpoint(
             assembly.split_batches(experiment, dataset, split),
         )
         scores = {**task.scores(tally, spec.class_names), "loss": loss}
-    if crf is not None or boundary:
+        if experiment.flip_test:
+            scores["flip"] = _flipped(experiment, dataset, split, model, task, variables)
+    boundary = boundary or experiment.boundary_f1 or crf is not None
+    if boundary:
         tally, found = refine.score(folder, experiment, dataset, split, crf)
         scores = {**scores, **found}
     seconds = time.perf_counter() - began
@@ -160,7 +191,7 @@ def evaluate_checkpoint(
         "task": spec.task,
         "scores": scores,
         "confusion": tally.tolist(),
-        "protocol": protocol(experiment, task, split, crf),
+        "protocol": protocol(experiment, task, split, crf, boundary=boundary),
         "published": None if experiment.published is None else {**vars(experiment.published)},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "steps": trained[-1]["step"] if trained else 0,
@@ -189,22 +220,50 @@ def evaluate_checkpoint(
     return record
 
 
+def _flipped(
+    experiment: Experiment,
+    dataset: Dataset,
+    split: str,
+    model: nn.Module,
+    task: tasks.Task,
+    variables: Any,
+) -> dict[str, Any]:
+    """The scores where every image is also predicted mirrored."""
+    body = make_eval_step(model, task, experiment, dataset.spec, None, parallel.AXIS, flip=True)
+    tally, _ = evaluate_split(
+        parallel.data_parallel(body),
+        parallel.replicate(variables),
+        assembly.split_batches(experiment, dataset, split),
+    )
+    found = task.scores(tally, dataset.spec.class_names)
+    del found["definition"]
+    return found
+
+
 def _safe(split: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in split)
 
 
 def protocol(
-    experiment: Experiment, task: tasks.Task, split: str, crf: DenseCRF | None = None
+    experiment: Experiment,
+    task: tasks.Task,
+    split: str,
+    crf: DenseCRF | None = None,
+    *,
+    boundary: bool = False,
 ) -> str:
     """Returns in a sentence or two how the scores came about."""
     size = "the images' own size"
     if experiment.image_size is not None:
         size = "x".join(map(str, experiment.image_size)) + f" ({experiment.image_fit})"
     return (
-        f"{split!r} split at {size}, single scale, no flips; checkpoint picked by "
-        f"{experiment.monitor} on {experiment.val_split!r}"
+        f"{split!r} split at {size}, single scale, "
+        + ("without flips, and with (flip)" if experiment.flip_test else "no flips")
+        + "; checkpoint picked by "
+        + f"{experiment.monitor} on {experiment.val_split!r}"
         + ("" if crf is None else "; refined by a dense CRF at that size")
         + f". {task.definition}"
+        + (f"; {boundaries.DEFINITION}" if boundary else "")
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Row:
         preset: "full", or a cheaper size.
         model: the registered model.
         dataset: the registered dataset.
-        published: `{"metric", "value", "source", "protocol"}`, or None.
+        published: `{"metric", "value", "source", "protocol", "others"}`, or None.
         row: the name of the row; the model's if empty.
         task: what the columns are for a table without any run.
     """
@@ -108,15 +109,24 @@ def _read(path: Path) -> dict[str, Any]:
     _check(record, _FIELDS, str(path))
     if record["published"] is not None:
         _check(record["published"], _PUBLISHED, f"{path}: published")
-    if record["published"] is not None:
         _check_share(record["published"]["value"], f"{path}: published.value")
+        if "others" in record["published"]:
+            _check(record["published"], {"others": (dict,)}, f"{path}: published")
+        for name, value in others(record["published"]).items():
+            _check_share(value, f"{path}: published.others.{name}")
     columns = columns_of(record["task"], str(path))
     if columns[0] not in record["scores"]:
         raise SegzooError(f"{path}: scores lacks {columns[0]!r}.")
-    for name in columns:
+    for name in (*columns, "boundary_f1"):
         if record["scores"].get(name) is not None:
             _check_share(record["scores"][name], f"{path}: scores.{name}")
     return record
+
+
+def others(published: Mapping[str, Any]) -> Mapping[str, float]:
+    """Returns the further published scores of a row by name; the main one is its `metric`."""
+    found: Mapping[str, float] = published.get("others", {})
+    return found
 
 
 def _check(record: dict[str, Any], fields: dict[str, tuple[type, ...]], where: str) -> None:

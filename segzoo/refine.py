@@ -69,6 +69,8 @@ def score(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Scores a run's best checkpoint image by image, with boundary F1, refined or not.
 
+    Several processes do all of it each.
+
     Args:
         folder: the run.
         experiment: its description.
@@ -81,7 +83,7 @@ def score(
         and `boundary_definition`.
 
     Raises:
-        SegzooError: for a task without classes per pixel, several processes, or an empty split.
+        SegzooError: for a task without classes per pixel, or an empty split.
     """
     spec = dataset.spec
     total = np.zeros((max(spec.num_classes, 2),) * 2, np.int64)
@@ -121,8 +123,6 @@ def predictions(
             f"dataset {spec.name!r} is for {spec.task}; only semantic models give a class to "
             "every pixel."
         )
-    if jax.process_count() > 1:
-        raise SegzooError("images are refined in one process; several are running.")
     source = dataset.source(split)
     if not len(source):
         raise SegzooError(f"the split {split!r} is empty.")
@@ -187,6 +187,8 @@ def search(
     Raises:
         SegzooError: for impossible ranges, and where the folder is not a run.
     """
+    if jax.process_count() > 1:
+        raise SegzooError("the search runs in one process; several are running.")
     folder, base = Path(folder), base or DenseCRF()
     check_positive_int("images", images)
     for name, (low, high) in zip(SEARCHED, ranges, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
-from segzoo.records import Row, columns_of, read_records, row_of
+from segzoo.records import Row, columns_of, others, read_records, row_of
 
 _COLUMNS = {
     "miou": "mIoU",
@@ -23,6 +23,8 @@ _COLUMNS = {
     "class_accuracy": "class acc.",
     "fw_iou": "f.w. IoU",
     "mean_dice": "Dice",
+    "boundary_f1": "BF",
+    "flip.miou": "mIoU, flip",
     "accuracy": "accuracy",
     "error": "error",
 }
@@ -144,7 +146,7 @@ def _kinds(lines: list[_Line]) -> dict[tuple[str, str], list[_Line]]:
 
 def _section(lines: list[_Line], task: str) -> str:
     """The table of one dataset, preset, task and split, with its protocols and classes."""
-    columns = columns_of(task, "a declared row")
+    columns = _columns(lines)
     head = ["model", "parameters", *(_COLUMNS[name] for name in columns)]
     head += ["published", "steps", "minutes", "device", "run"]
     rows = []
@@ -152,14 +154,14 @@ def _section(lines: list[_Line], task: str) -> str:
         record = line.record
         if record is None:
             ours = ["not run", *("" for _ in columns[1:])]
-            rows.append([_label(line.row), "", *ours, _published(line), "", "", "", ""])
+            rows.append([_label(line.row), "", *ours, _published(line, columns), "", "", "", ""])
             continue
         rows.append(
             [
                 _label(line.row),
                 f"{record['parameters']:,}",
                 *(_ours(line, name) for name in columns),
-                _published(line),
+                _published(line, columns),
                 f"{record['best_step']:,} of {record['steps']:,}",
                 f"{record['train_seconds'] / 60:.1f}",
                 record["device"],
@@ -228,16 +230,26 @@ def _ours(line: _Line, metric: str) -> str:
     return "-" if not isinstance(score, int | float) else _percent(score, metric)
 
 
-def _published(line: _Line) -> str:
-    """The published number, and ours beside it where it has no column of its own."""
+def _columns(lines: list[_Line]) -> list[str]:
+    """The scores of the lines' tasks, and what was scored beside them where it was."""
+    columns = [n for line in lines for n in columns_of(line.row.task, line.row.experiment)]
+    scored = {name for line in lines if line.record is not None for name in line.record["scores"]}
+    columns += [name for name in ("boundary_f1", "flip.miou") if name.split(".")[0] in scored]
+    return list(dict.fromkeys(columns))
+
+
+def _published(line: _Line, columns: Sequence[str]) -> str:
+    """The published numbers, and ours beside each that has no column of its own."""
     published = line.row.published
     if published is None:
         return "-"
-    metric = published["metric"]
-    text = f"{_metric_name(metric)} {_percent(published['value'], metric)}"
-    if metric in columns_of(line.row.task, line.row.experiment) or line.record is None:
-        return text
-    return f"{text} (ours {_ours(line, metric)})"
+    texts = []
+    for metric, value in {published["metric"]: published["value"], **others(published)}.items():
+        text = f"{_metric_name(metric)} {_percent(value, metric)}"
+        if metric not in columns and line.record is not None:
+            text += f" (ours {_ours(line, metric)})"
+        texts.append(text)
+    return ", ".join(texts)
 
 
 def _metric_name(metric: str) -> str:
@@ -332,9 +344,7 @@ def _runs(root: Path, lines: list[_Line]) -> list[Table]:
 
 def _run_table(lines: list[_Line]) -> str:
     """The rows of one study: the scores and the time."""
-    columns = list(
-        dict.fromkeys(n for line in lines for n in columns_of(line.row.task, line.row.experiment))
-    )
+    columns = _columns(lines)
     head = ("row", "dataset", *(_COLUMNS[name] for name in columns), "minutes")
     rows = [
         (

@@ -282,12 +282,16 @@ def _print_table(records: Sequence[Mapping[str, Any]]) -> None:
     semantic = records[0]["task"] == "semantic"
     names = list(records[0]["scores"]["iou"]) if semantic else []
     names = names if len(names) <= 5 else []
-    headline = ["mIoU", "pixel acc."] if semantic else ["accuracy", "error"]
-    for column in ("row", "parameters", *headline, *names, "published", "minutes"):
+    shown = {"miou": "mIoU", "pixel_accuracy": "pixel acc."}
+    if not semantic:
+        shown = {"accuracy": "accuracy", "error": "error"}
+    if any("boundary_f1" in record["scores"] for record in records):
+        shown["boundary_f1"] = "BF"
+    for column in ("row", "parameters", *shown.values(), *names, "published", "minutes"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for record in records:
         scores, published = record["scores"], record["published"]
-        values = [scores[key] for key in (("miou", "pixel_accuracy") if semantic else headline)]
+        values = [scores.get(key) for key in shown]
         values += [scores["iou"][name] for name in names]
         table.add_row(
             record["row"],

@@ -25,7 +25,8 @@ FULL = make(
     optimizer=Optimizer(name="sgd", momentum=0.9, schedule="cosine", clip_norm=1.0),
     augment=Augment(flip_horizontal=True, scale=(0.5, 2.0), crop_size=(32, 32)),
     patience=3,
-    published=Published("miou", 0.5, "a paper"),
+    published=Published("miou", 0.5, "a paper", others={"boundary_f1": 0.25}),
+    boundary_f1=True,
 )
 
 
@@ -73,6 +74,19 @@ def test_moving_the_data_changes_no_run():
     assert experiments.differences(FULL, moved) == []
     assert experiments.moved(moved).data_dir == "there"
     assert experiments.differences(FULL, dataclasses.replace(FULL, seed=1)) == ["seed"]
+
+
+def test_a_run_begun_without_boundary_f1_goes_on_with_it(tmp_path):
+    path = tmp_path / "config.json"
+    begun = dataclasses.replace(
+        FULL, boundary_f1=False, published=Published("miou", 0.5, "a paper")
+    )
+    experiments.save(begun, path)
+    values = json.loads(path.read_text())
+    del values["boundary_f1"], values["published"]["others"]  # as an older version wrote it
+    path.write_text(json.dumps(values))
+    assert experiments.load(path) == begun
+    experiments.check_same(dataclasses.replace(begun, boundary_f1=True), path)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_devices_and_processes_do_not_change_a_run(tmp_path, one_device, how):
         np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
         np.testing.assert_allclose(found["val"], expected["val"], rtol=1e-5)
         assert found["confusion"] == expected["confusion"]
+        assert found["boundary_f1"] == expected["boundary_f1"]
 
 
 @pytest.fixture(scope="module")

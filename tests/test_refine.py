@@ -63,6 +63,19 @@ def test_boundary_f1_is_scored_when_asked(run):
     # Image by image counts what whole batches on all devices count.
     assert record["confusion"] == plain["confusion"]
     assert record["scores"]["loss"] == pytest.approx(plain["scores"]["loss"])
+    assert "boundary F1" in record["protocol"]
+    assert "boundary F1" not in plain["protocol"]
+    folder, experiment, dataset = run
+    asked = dataclasses.replace(experiment, boundary_f1=True)
+    assert evaluate.evaluate_checkpoint(folder, asked, dataset)["scores"] == record["scores"]
+
+
+def test_outlines_are_those_of_segmentations(run):
+    _, experiment, dataset = run
+    digits = dataclasses.replace(experiment, model="lenet5", boundary_f1=True)
+    spec = dataclasses.replace(dataset.spec, task="classification")
+    with pytest.raises(SegzooError, match="boundary_f1 scores the outlines of a segmentation"):
+        assembly.build_model(digits, spec, None)
 
 
 def test_search_chooses_on_validation_images_and_is_found_again(run, monkeypatch):

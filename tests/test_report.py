@@ -73,6 +73,25 @@ def test_ours_stands_beside_the_published_number_and_its_protocol():
     assert "| segnet_basic | 90.0 | - |" in text
 
 
+def test_boundary_f1_has_a_column_where_it_was_scored_and_all_published_scores_are_shown():
+    published = {**PUBLISHED, "others": {"pixel_accuracy": 0.827, "boundary_f1": 0.3578}}
+    scored = make_record(
+        scores={**make_record()["scores"], "boundary_f1": 0.3012}, published=published
+    )
+    plain = make_record(row="other")
+    row = Row("camvid_segnet", "full", "segnet_basic", "camvid", published, row="segnet_basic")
+    text = report.render([scored, plain], [row])
+    (head,) = lines_with(text, "| model | parameters |")
+    assert "| Dice | BF | published |" in head
+    (line,) = lines_with(text, "| segnet_basic | 1,425,000")
+    assert "| 60.0 | 30.1 | mIoU 47.7, pixel acc. 82.7, BF 35.8 | 1,800" in line
+    (line,) = lines_with(text, "| other (segnet_basic) | 1,425,000")
+    assert "| 60.0 | - | mIoU 47.7 |" in line
+    without = report.render([make_record(published=published)], [row])
+    assert "BF 35.8 (ours -)" in without
+    assert "| BF |" not in without
+
+
 def test_rows_without_a_run_say_so():
     text = report.render([], [ROW])
     (line,) = lines_with(text, "not run")
@@ -113,9 +132,9 @@ def test_a_class_can_be_what_is_compared():
     assert "| IoU of sky 83.9 (ours 90.0) |" in text
     summary = report.render_summary([make_record(published=sky)], [row])
     assert "| IoU of sky | 90.0 | 83.9 |" in summary
-    unknown = {**PUBLISHED, "metric": "boundary_f1"}
+    unknown = {**PUBLISHED, "metric": "hausdorff"}
     row = Row("camvid_segnet", "full", "segnet_basic", "camvid", unknown, row="segnet_basic")
-    assert "| boundary_f1 | - | 47.7 |" in report.render_summary([make_record()], [row])
+    assert "| hausdorff | - | 47.7 |" in report.render_summary([make_record()], [row])
 
 
 def test_the_order_of_records_and_rows_is_settled():
@@ -211,6 +230,11 @@ def test_a_readme_without_markers_is_left_alone(house):
         ({"task": "guessing"}, r"field 'task' is 'guessing'"),
         ({"published": {"metric": "miou"}}, r"published lacks the field 'value'"),
         ({"published": {**PUBLISHED, "value": 47.7}}, r"published\.value is 47\.7"),
+        ({"published": {**PUBLISHED, "others": {"miou": 47}}}, r"others\.miou is 47"),
+        (
+            {"published": {**PUBLISHED, "others": [0.5]}},
+            r"'others' is \[0\.5\]; expected an object",
+        ),
         ({"image_size": 64}, r"field 'image_size' is 64; expected a list or null"),
     ],
 )

@@ -52,6 +52,7 @@ def main() -> None:
         eval_every=3,
         checkpoint_every=3,
         pictures=0,
+        boundary_f1=True,
     )
     dataset = MadeDataset(data.get("camvid").spec, (24, 32), {"train": 10, "val": 5, "test": 7})
     train(experiment, arguments.folder, dataset=dataset, backend=arguments.backend)
@@ -62,6 +63,7 @@ def main() -> None:
         "losses": [row["loss"] for row in rows if row["split"] == "train"],
         "val": [row["loss"] for row in rows if row["split"] == "val"],
         "confusion": record["confusion"],
+        "boundary_f1": record["scores"]["boundary_f1"],
     }
     sys.stdout.write(json.dumps(result) + "\n")
     if several:
