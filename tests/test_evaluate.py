@@ -1,5 +1,10 @@
+import dataclasses
 import json
+import shutil
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +95,38 @@ def test_the_count_is_that_of_one_image_after_the_other(trained, record):
         valid = example["label"] != 255
         np.add.at(counted, (example["label"][valid], guess[valid]), 1)
     assert counted.tolist() == record["confusion"]
+
+
+def test_both_ways_is_the_mean_of_the_probabilities():
+    class Steep(nn.Module):
+        """Logits that grow to the right: a mirrored image is answered otherwise."""
+
+        classes: int
+
+        def __call__(self, image):
+            ramp = jnp.arange(image.shape[2])[:, None] * jnp.arange(1.0, self.classes + 1)
+            return image[..., :1] * ramp
+
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 1)), jnp.float32)
+    for classes, probabilities in ((3, jax.nn.softmax), (1, jax.nn.sigmoid)):
+        model = Steep(classes)
+        one = probabilities(model.apply({}, image))
+        two = probabilities(model.apply({}, image[:, :, ::-1]))[:, :, ::-1]
+        both = probabilities(evaluate.both_ways(model, {}, image))
+        assert np.abs(both - (one + two) / 2).max() < 1e-6
+        assert np.abs(one - two).max() > 0.1
+
+
+def test_the_scores_of_both_ways_stand_beside_the_others(trained, record, tmp_path):
+    folder, experiment, dataset = trained
+    shutil.copytree(folder, tmp_path / "run")
+    asked = dataclasses.replace(experiment, flip_test=True)
+    found = evaluate.evaluate_checkpoint(tmp_path / "run", asked, dataset)
+    assert found["scores"]["miou"] == record["scores"]["miou"]
+    assert found["scores"]["flip"]["pixels"] == record["scores"]["pixels"]
+    assert found["scores"]["flip"]["iou"] != record["scores"]["iou"]
+    assert "no flips" in record["protocol"]
+    assert "with (flip)" in found["protocol"]
 
 
 def test_a_run_is_found_by_its_folder(trained, record, monkeypatch):
