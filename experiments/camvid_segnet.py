@@ -62,7 +62,7 @@ TABLE = {
 
 def row(model: str, loss: Loss, scores: tuple[float, ...]) -> Experiment:
     """One variant with the classes weighted in one way, and what was published for it."""
-    accuracy, class_accuracy, miou, boundary_f1 = (score / 100 for score in scores)
+    accuracy, class_accuracy, miou, boundary_f1 = (round(score / 100, 4) for score in scores)
     published = Published(
         "miou",
         miou,
