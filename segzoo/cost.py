@@ -14,6 +14,7 @@ from jax.extend import core
 
 from segzoo.errors import SegzooError
 from segzoo.ops.convolution import transposed_convolution
+from segzoo.ops.depthwise import depthwise_convolution
 from segzoo.reach import called
 from segzoo.tiles import input_window
 from segzoo.weights.store import COLLECTIONS
@@ -21,7 +22,9 @@ from segzoo.weights.store import COLLECTIONS
 if TYPE_CHECKING:
     import flax.linen as nn
 
-_TRANSPOSED = inspect.unwrap(transposed_convolution).__name__  # what its calls are named
+# What calls of these are named.
+_TRANSPOSED = inspect.unwrap(transposed_convolution).__name__
+_DEPTHWISE = inspect.unwrap(depthwise_convolution).__name__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,14 @@ class Cost:
 
     Attributes:
         input_shape: `[B, *S, C]`.
-        output_shape: of the logits.
+        output_shape: of the logits; of an instance model, of each of its answers by name.
         parameters: number of trained values.
         state: number of values in `batch_stats`.
         macs: multiply-adds of the whole batch, see `multiply_adds`.
     """
 
     input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    output_shape: Any
     parameters: int
     state: int
     macs: int
@@ -74,7 +77,7 @@ def measure(model: nn.Module, size: tuple[int, ...], channels: int, batch_size: 
     closed, output = jax.make_jaxpr(model.apply, return_shape=True)(variables, image)
     return Cost(
         input_shape=image.shape,
-        output_shape=tuple(output.shape),
+        output_shape=jax.tree.map(lambda leaf: tuple(leaf.shape), output),
         parameters=_count(variables.get("params", {})),
         state=_count(variables.get("batch_stats", {})),
         macs=multiply_adds(closed),
@@ -145,6 +148,8 @@ def _multiply_adds(jaxpr: core.Jaxpr, varying: Sequence[bool], needed: Sequence[
         if eqn.params.get("name") == _TRANSPOSED:
             x, kernel = (_shape(atom) for atom in eqn.invars)
             total += math.prod(x[:-1]) * math.prod(kernel)
+        elif eqn.params.get("name") == _DEPTHWISE:
+            total += math.prod(_shape(eqn.outvars[0])) * math.prod(_shape(eqn.invars[1])[:-2])
         elif inner is not None:
             total += _multiply_adds(inner.jaxpr, flags(eqn), results)
         elif all(flags(eqn)):

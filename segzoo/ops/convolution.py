@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from segzoo.ops.depthwise import depthwise_conv
+
 Array = jax.Array
 
 
@@ -29,19 +31,18 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> Array:
-    """`lax.conv_general_dilated` as `nn.Conv` calls it (channels-last), with fast 3-D on CPU.
+    """`lax.conv_general_dilated` as `nn.Conv` calls it (channels-last), fast on CPU too.
 
     XLA's CPU compiler has fast 2-D convolutions and slow 3-D ones (by a factor of 5 to 10). There,
     the taps along depth are laid side by side as channels, the depth axis joins the batch, and a
-    2-D convolution does the rest.
+    2-D convolution does the rest. Slower still are those with a group for each channel: they go to
+    `depthwise_conv`.
     """
-    plain = (
-        lhs.ndim != 5
-        or feature_group_count != 1
-        or set(lhs_dilation or (1,)) != {1}
-        or jax.default_backend() != "cpu"
-    )
-    if plain:
+    ours = jax.default_backend() == "cpu" and set(lhs_dilation or (1,)) == {1}
+    if ours and 1 < feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
+        dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
+        return depthwise_conv(lhs, rhs, window_strides, padding, dilation)
+    if not ours or lhs.ndim != 5 or feature_group_count != 1:
         return lax.conv_general_dilated(
             lhs,
             rhs,

@@ -1,0 +1,93 @@
+"""Depthwise convolution against `jax.lax`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from segzoo.ops.convolution import conv_general_dilated
+from segzoo.ops.depthwise import depthwise_conv
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def plain(x, kernel, strides, padding, dilation):
+    letters = "DHW"[-(x.ndim - 2) :]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+GEOMETRIES = [
+    ((9, 8), (3, 3), (1, 1), "SAME", (1, 1)),
+    ((9, 8), (3, 3), (2, 2), "SAME", (1, 1)),
+    ((9, 8), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
+    ((9, 8), (5, 2), (2, 3), "VALID", (1, 1)),
+    ((9, 8), (3, 3), (1, 1), ((6, 6), (6, 6)), (6, 6)),
+    ((4, 5), (3, 3), (1, 1), ((12, 12), (12, 12)), (12, 12)),
+    ((10, 12), (3, 3), (2, 1), ((4, 0), (3, 5)), (2, 3)),
+    ((9, 8), (2, 2), (1, 1), ((-1, 3), (2, -2)), (1, 1)),
+    ((5, 6, 4), (3, 1, 2), (2, 1, 1), "SAME", (1, 1, 2)),
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "strides", "padding", "dilation"), GEOMETRIES)
+def test_values_and_gradients(assert_same_function, size, kernel, strides, padding, dilation):
+    assert_same_function(
+        lambda x, k: depthwise_conv(x, k, strides, padding, dilation),
+        lambda x, k: plain(x, k, strides, padding, dilation),
+        random(2, *size, 3),
+        random(*kernel, 1, 3, seed=1),
+    )
+
+
+def test_a_module_takes_this_way_on_cpu_alone(monkeypatch):
+    x, kernel = random(1, 5, 5, 4), random(3, 3, 1, 4, seed=1)
+    names = ("NHWC", "HWIO", "NHWC")
+
+    def program(kernel, groups):
+        def run(x, kernel):
+            return conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=names, feature_group_count=groups
+            )
+
+        return str(jax.make_jaxpr(run)(x, kernel))
+
+    assert "depthwise_convolution" in program(kernel, 4)
+    for other, groups in (
+        (random(3, 3, 1, 8), 4),
+        (random(3, 3, 2, 4), 2),
+        (random(3, 3, 4, 4), 1),
+    ):
+        assert "depthwise_convolution" not in program(other, groups)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "depthwise_convolution" not in program(kernel, 4)
+
+
+def test_sums_of_bfloat16_are_in_float32():
+    x, kernel = random(1, 9, 9, 2), random(5, 5, 1, 2, seed=1)
+    narrow = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    got = depthwise_conv(*narrow, (1, 1), "SAME", (1, 1))
+    assert got.dtype == jnp.bfloat16
+    exact = plain(*(a.astype(jnp.float32) for a in narrow), (1, 1), "SAME", (1, 1))
+    np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
+
+
+def test_under_vmap():
+    x, kernel = random(3, 2, 6, 6, 4), random(3, 3, 1, 4, seed=1)
+
+    def objective(x, kernel):
+        return jnp.sum(jnp.sin(depthwise_conv(x, kernel, (2, 2), "SAME", (1, 1))))
+
+    each = [jax.grad(objective, 1)(image, kernel) for image in x]
+    together = jax.vmap(jax.grad(objective, 1), (0, None))(x, kernel)
+    np.testing.assert_allclose(together, jnp.stack(each), atol=1e-5)
