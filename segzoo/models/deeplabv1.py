@@ -2,7 +2,7 @@
 
 The last two pools keep the resolution, conv5 and the classifier, cast into convolutions, have holes
 instead (section 3.1), so the weights of the classification network keep their meaning. fc6 may be
-cut down to fewer taps with larger holes (section 3.3); `FIELDS_OF_VIEW` has the four of the tables,
+cut down to fewer taps with larger holes (section 3.2); `FIELDS_OF_VIEW` has the four of the tables,
 of which 3x3 taps at rate 12 are LargeFOV. The multi-scale network (section 4.3) adds the scores of
 a small perceptron on the image and on each of the first four pools.
 

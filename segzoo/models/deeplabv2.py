@@ -269,7 +269,7 @@ def deeplabv2_resnet101(
         width: channels of the encoder's first convolution; None leaves its own.
         backbone: the name of a classifier that can be dilated.
         variant: of the encoder; None is the paper's for a ResNet of bottlenecks, and its own for
-            any other.
+            any other. torchvision's weights mean `"torchvision"`.
         atrous_rates: of the branches of ASPP.
         scales: of the image.
     """
