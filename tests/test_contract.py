@@ -1,7 +1,7 @@
 """What docs/architecture.md promises of every registered model; new models join unasked.
 
 The costly promises are checked on one model of each kind of network by default, on all with
-`-m "slow or not slow"`.
+`-m exhaustive`.
 """
 
 import functools
@@ -47,7 +47,7 @@ def each(*, one_of_a_kind, instance_models=False):
         if registry.entry(name).task == "instance" and not instance_models:
             continue
         further = one_of_a_kind and kind(name) in seen
-        names.append(pytest.param(name, marks=pytest.mark.slow) if further else name)
+        names.append(pytest.param(name, marks=pytest.mark.exhaustive) if further else name)
         seen.add(kind(name))
     return pytest.mark.parametrize("name", names)
 
