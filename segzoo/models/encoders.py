@@ -58,8 +58,7 @@ def refuse_with_encoder(name: str, **given: object) -> None:
     for override, value in given.items():
         if value is not None:
             raise SegzooError(
-                f"{override} is {value!r}; backbone {name!r} leaves it no meaning: give one of "
-                "them."
+                f"{override} is {value!r}; it cannot be combined with backbone {name!r}."
             )
 
 

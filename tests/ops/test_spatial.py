@@ -93,7 +93,9 @@ def test_resize_with_aligned_corners(assert_same_function, size, new):
     assert_same_function(lambda x: resize(x, new, align_corners=True), reference, x)
 
 
-@pytest.mark.parametrize(("size", "new"), [((4, 3), (8, 6)), ((5, 6), (3, 13)), ((2, 3, 1), (7, 3, 4))])
+@pytest.mark.parametrize(
+    ("size", "new"), [((4, 3), (8, 6)), ((5, 6), (3, 13)), ((2, 3, 1), (7, 3, 4))]
+)
 def test_nearest_pixels(assert_same_function, size, new):
     def reference(x):
         for axis, (n, m) in enumerate(zip(size, new, strict=True), start=1):
