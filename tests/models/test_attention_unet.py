@@ -141,3 +141,36 @@ def test_bfloat16_gives_float32_logits_and_attention(filled):
 def test_impossible_overrides(override, message):
     with pytest.raises(SegzooError, match=message):
         segzoo.get("attention_unet", **override)
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_on_an_encoder_all_skips_but_the_finest_are_gated(filled, deep_supervision):
+    model = segzoo.get(
+        "attention_unet",
+        backbone="alexnet",
+        width=16,
+        num_classes=3,
+        deep_supervision=deep_supervision,
+    )
+    image = random(2, 65, 90, 3)  # extended to 96 x 96, where AlexNet's maps do not halve exactly
+    variables = filled(model, image.shape)
+    logits, sown = jax.jit(
+        lambda v, x: model.apply(v, x, mutable=["intermediates", "aux_logits"]),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )(variables, image)
+    assert logits.shape == (2, 65, 90, 3)
+    maps = sown["intermediates"]["attention"]
+    assert [m.shape[1:] for m in maps] == [(5, 5, 1), (11, 11, 1)]
+    assert all(0 < m.min() < m.max() < 1 for m in maps)
+    scales = jax.tree.leaves(sown.get("aux_logits", {}))
+    assert [scale.shape for scale in scales] == [logits.shape] * (5 if deep_supervision else 0)
+
+
+def test_a_gate_takes_a_signal_of_any_size():
+    """As of a dilated encoder, whose maps do not halve, and of a skip of one pixel."""
+    module = AttentionGate()
+    for skip, gating in (((5, 6), (5, 6)), ((7, 4), (3, 2)), ((1, 1), (1, 1)), ((10, 3), (1, 1))):
+        arrays = jnp.zeros((1, *skip, 2)), jnp.zeros((1, *gating, 4))
+        (gated, alpha), _ = jax.eval_shape(module.init_with_output, jax.random.key(0), *arrays)
+        assert gated.shape == (1, *skip, 2)
+        assert alpha.shape == (1, *skip, 1)

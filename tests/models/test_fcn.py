@@ -206,3 +206,53 @@ def test_bfloat16_gives_float32_logits(nets, filled):
     assert logits.dtype == jnp.float32
     reference = jax.jit(nets[16].apply)(variables, image)
     assert 0 < np.abs(logits - reference).max() < 0.1 * np.abs(reference).max()
+
+
+def test_on_vgg16_it_is_the_papers(nets):
+    assert segzoo.get("fcn16s", backbone="vgg16", width=2, num_classes=3) == nets[16]
+    other = segzoo.get("fcn16s", backbone="vgg19_bn", width=2)
+    assert (other.backbone.depth, other.backbone.norm) == (19, "batch")
+    assert other.backbone.first_padding == 100
+
+
+@pytest.mark.parametrize("strides", [(32,), (32, 16), (32, 16, 8), (4,)])
+def test_without_a_border_scores_are_interpolated_where_they_lie(strides):
+    """Maps that are ramps over the image are summed up to the ramp, away from the borders."""
+    size = (160, 128)
+    centres = {s: [s * np.arange(n // s) + (s - 1) / 2 for n in size] for s in strides}
+    ramps = {s: rows[:, None] - 2 * columns for s, (rows, columns) in centres.items()}
+    scores = {s: jnp.asarray(ramp[None, :, :, None], jnp.float32) for s, ramp in ramps.items()}
+    module = Upsampling(1, border=False)
+    run = jax.jit(lambda scores: module.init_with_output(jax.random.key(0), scores, size)[0])
+    logits = run(scores)[0, :, :, 0]
+    expected = len(strides) * (np.arange(160)[:, None] - 2 * np.arange(128))
+    inside = (slice(48, 112), slice(48, 80))
+    np.testing.assert_allclose(logits[inside], expected[inside], atol=1e-3)
+
+
+def test_a_finer_net_on_another_encoder_starts_with_the_coarser_ones_predictions(filled):
+    coarse, fine = (
+        segzoo.get(name, backbone="alexnet", width=4, num_classes=3) for name in ("fcn32s", "fcn8s")
+    )
+    image = random(1, 64, 96, 3)
+    learnt = filled(coarse, image.shape)["params"]
+    params = from_coarser(shapes_of(fine), learnt)
+    assert set(params["upsampling"]) == {"upscore2", "upscore_pool4", "upscore8"}
+    assert not np.any(params["score_pool4"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"], learnt["backbone"])
+    logits = jax.jit(fine.apply)({"params": params}, image)
+    scores = {
+        32: score_of(coarse, learnt, image),
+        16: jnp.zeros((1, 3, 5, 3)),
+        8: jnp.zeros((1, 7, 11, 3)),
+    }
+    up = Upsampling(3, border=False)
+    expected = jax.jit(lambda s: up.apply({"params": params["upsampling"]}, s, (64, 96)))(scores)
+    assert np.any(expected != 0)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_an_encoder_of_a_finer_stride_is_scored_there():
+    params = shapes_of(segzoo.get("fcn16s", backbone="lenet5"))
+    assert set(params) == {"backbone", "score_fr", "upsampling"}
+    assert set(params["upsampling"]) == {"upscore4"}
