@@ -1,9 +1,10 @@
 """Augmentation on the device: a pure function of (key, example), for pictures and volumes.
 
 Flips, crops, zoom, rotation and elastic warping are one map from the pixels of the result to places
-in the example, so image, label, instances and weight move together and are interpolated once. With
+in the example, so image, label, objects and weight move together and are interpolated once. With
 flips and crops alone nothing is interpolated: pixels are copied bit for bit. Every kind of change
-draws its own random numbers, so turning one on leaves the others' draws as they were.
+draws its own random numbers, so turning one on leaves the others' draws as they were. An example
+padded at its ends, with a `size`, is changed as if it ended there.
 
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
     batch = jax.vmap(functools.partial(augment.apply, config))(keys, batch)
@@ -25,8 +26,10 @@ import numpy as np
 from segzoo.data.spec import VOID
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 
+Length = int | jax.Array
+
 # What stands outside the example under fill="void"; the image has its own fill.
-_OUTSIDE = {"label": VOID, "instances": 0, "weight": 0.0}
+_OUTSIDE = {"label": VOID, "instances": 0, "masks": 0, "weight": 0.0}
 _INTERPOLATED = ("image", "weight")
 # The weights of R, G and B in the luma of ITU-R BT.601, as in other libraries' colour changes.
 _LUMA = (0.299, 0.587, 0.114)
@@ -140,13 +143,14 @@ def apply(
         config: what may change.
         key: one random key; the result is a function of it and the example alone.
         example: `image` `[*S, C]` in 0..255; `label` `[*S]`, or a scalar (classification), which
-            stays; optional `instances` `[*S]` and `weight` `[*S]`. Other entries stay.
+            stays; optional `instances` `[*S]`, `masks` `[P, *S]`, `weight` `[*S]`, and `size` int
+            `[len(S)]`, how much of an example padded at its ends is example. Other entries stay.
         fill: what the image shows outside the example under `fill="void"`, `[C]` or a scalar, for
             example the mean colour; 0 by default.
 
     Returns:
-        The same entries: `image` float32 in 0..255 and `weight` bilinear, `label` and `instances`
-        nearest and in their own dtypes, all of spatial size `config.output_size(S)`.
+        The same entries: `image` float32 in 0..255 and `weight` bilinear, `label`, `instances` and
+        `masks` nearest and in their own dtypes, all of spatial size `config.output_size(S)`.
 
     Raises:
         SegzooError: when the example is neither picture nor volume, its parts differ in size, or
@@ -160,15 +164,30 @@ def apply(
         for name in _OUTSIDE
         if name in example and np.ndim(example[name]) > 0
     }
+    if "masks" in moving:
+        moving["masks"] = jnp.moveaxis(moving["masks"], 0, -1)
+    extent = _extent(example, size)
     outside = {"image": 0.0 if fill is None else fill, **_OUTSIDE}
     number_key, elastic_key, noise_key = jax.random.split(key, 3)
     numbers = jax.random.uniform(number_key, (_Draw.HOW_MANY,))
     if config.interpolates:
-        moved = _warp(config, numbers, elastic_key, moving, outside)
+        moved = _warp(config, numbers, elastic_key, moving, outside, extent)
     else:
-        moved = _flip_and_crop(config, numbers, moving, outside)
+        moved = _flip_and_crop(config, numbers, moving, outside, extent)
     moved["image"] = _recolour(config, numbers, noise_key, moved["image"])
+    if "masks" in moved:
+        moved["masks"] = jnp.moveaxis(moved["masks"], -1, 0)
+    if "size" in example:
+        output = config.output_size(size)
+        moved["size"] = jnp.asarray(output, jnp.int32)
+        if not config.interpolates:
+            moved["size"] = jnp.minimum(moved["size"], example["size"])
     return dict(example) | moved
+
+
+def _extent(example: Mapping[str, jax.Array], size: tuple[int, ...]) -> tuple[Length, ...]:
+    """How far the example itself reaches along each axis: all of `size` unless it is padded."""
+    return tuple(example["size"]) if "size" in example else size
 
 
 def _check(
@@ -179,15 +198,20 @@ def _check(
             f"augment got an image of {len(size)} spatial axes; expected a picture or a volume."
         )
     for name in _OUTSIDE:
-        if name in example and np.shape(example[name]) not in ((), size):
-            raise SegzooError(
-                f"augment got a {name} of shape {np.shape(example[name])} for an image of size "
-                f"{size}."
-            )
-    if len(config.output_size(size)) != len(size):
+        shape = np.shape(example[name]) if name in example else ()
+        if (shape[1:] if name == "masks" else shape) not in ((), size):
+            raise SegzooError(f"augment got a {name} of shape {shape} for an image of size {size}.")
+    output = config.output_size(size)
+    if len(output) != len(size):
         raise SegzooError(
             f"augment.crop_size is {config.crop_size!r}; expected {len(size)} numbers for images "
             f"of size {size}."
+        )
+    larger = any(o > s for o, s in zip(output, size, strict=True))
+    if "classes" in example and config.fill == "mirror" and (config.interpolates or larger):
+        raise SegzooError(
+            "augment.fill is 'mirror', which shows objects twice; expected 'void' where objects "
+            "are zoomed, rotated or bent."
         )
     if config.flip_depth and len(size) == 2:
         raise SegzooError("augment.flip_depth needs volumes; the images have no depth.")
@@ -214,12 +238,16 @@ def _flip_and_crop(
     numbers: jax.Array,
     arrays: dict[str, jax.Array],
     outside: Mapping[str, jax.Array | np.ndarray | float],
+    extent: tuple[Length, ...],
 ) -> dict[str, jax.Array]:
     """Copies pixels, bit for bit: flips, then a crop at a random whole-pixel place."""
     size = arrays["image"].shape[:-1]
     output = config.output_size(size)
     flips = _flips(config, numbers, len(size))
+    padded = not isinstance(extent[0], int)
     slack = np.abs(np.subtract(size, output))
+    if padded:  # padding stays at the ends: no crop begins in it, or before the example
+        slack = jnp.maximum(jnp.stack(extent) - jnp.asarray(output), 0)
     place = jnp.floor(_place(numbers, len(size)) * (slack + 1)).astype(jnp.int32)
     place = jnp.minimum(place, slack)  # a number just below 1 may round up
     # As much around the example as the crop is larger, so that every place is a slice.
@@ -227,8 +255,14 @@ def _flip_and_crop(
     result = {}
     for name, array in arrays.items():
         for axis, coin in flips:
-            array = jnp.where(coin, jnp.flip(array, axis), array)
-        if any(border):
+            mirrored = jnp.flip(array, axis)
+            if padded:
+                mirrored = jnp.roll(mirrored, extent[axis] - size[axis], axis)
+            array = jnp.where(coin, mirrored, array)
+        if any(border) and padded:
+            ends = [(0, b) for b in border] + [(0, 0)] * (array.ndim - len(border))
+            array = jnp.pad(array, ends)
+        elif any(border):
             array = _surround(array, border, None if config.fill == "mirror" else outside[name])
         if output != size:
             start = [*place, *[0] * (array.ndim - len(size))]
@@ -255,17 +289,18 @@ def _warp(
     elastic_key: jax.Array,
     arrays: dict[str, jax.Array],
     outside: Mapping[str, jax.Array | np.ndarray | float],
+    extent: tuple[Length, ...],
 ) -> dict[str, jax.Array]:
     """Samples all arrays at one grid of places, the image and the weight linearly."""
     size = arrays["image"].shape[:-1]
-    places = _grid(config, numbers, elastic_key, size)
+    places = _grid(config, numbers, elastic_key, config.output_size(size), extent)
     if config.fill == "mirror":
-        places = [_reflect(x, n) for x, n in zip(places, size, strict=True)]
+        places = [_reflect(x, n) for x, n in zip(places, extent, strict=True)]
         inside = None
     else:
-        within = [(x >= -0.5) & (x < n - 0.5) for x, n in zip(places, size, strict=True)]
+        within = [(x >= -0.5) & (x < n - 0.5) for x, n in zip(places, extent, strict=True)]
         inside = math.prod(within[1:], start=within[0])
-        places = [jnp.clip(x, 0, n - 1) for x, n in zip(places, size, strict=True)]
+        places = [jnp.clip(x, 0, n - 1) for x, n in zip(places, extent, strict=True)]
 
     nearest = _flat_index([jnp.floor(x + 0.5).astype(jnp.int32) for x in places], size)
     lower = [jnp.floor(x).astype(jnp.int32) for x in places]
@@ -296,14 +331,17 @@ def _warp(
 
 
 def _grid(
-    config: Augment, numbers: jax.Array, elastic_key: jax.Array, size: tuple[int, ...]
+    config: Augment,
+    numbers: jax.Array,
+    elastic_key: jax.Array,
+    output: tuple[int, ...],
+    extent: tuple[Length, ...],
 ) -> list[jax.Array]:
     """The place in the example of each pixel of the result, one array `[*output]` per axis.
 
     From the result to the example: bend, flip, rotate, zoom about the middle, move to the place.
     """
-    output = config.output_size(size)
-    ndim = len(size)
+    ndim = len(output)
     axes = np.meshgrid(
         *[np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in output], indexing="ij", sparse=True
     )
@@ -321,8 +359,9 @@ def _grid(
     zoom = smallest + (largest - smallest) * numbers[_Draw.SCALE]
     # The window spans output / zoom of the example; its middle may lie where it stays inside, or,
     # where it is the larger, where it keeps the whole example inside.
-    slack = jnp.asarray(size) - jnp.asarray(output) / zoom
-    middle = (jnp.asarray(size) - 1) / 2 + slack * (_place(numbers, ndim) - 0.5)
+    size = jnp.stack([jnp.asarray(length) for length in extent])
+    slack = size - jnp.asarray(output) / zoom
+    middle = (size - 1) / 2 + slack * (_place(numbers, ndim) - 0.5)
     return [jnp.broadcast_to(axis / zoom + middle[i], output) for i, axis in enumerate(x)]
 
 
@@ -355,9 +394,9 @@ def _cubic_weights(n: int, points: int) -> np.ndarray:
     return weights
 
 
-def _reflect(x: jax.Array, n: int) -> jax.Array:
+def _reflect(x: jax.Array, n: Length) -> jax.Array:
     """Mirrors places about the middles of the first and the last of `n` pixels into 0..n-1."""
-    if n == 1:
+    if isinstance(n, int) and n == 1:
         return jnp.zeros_like(x)
     x = jnp.mod(x, 2.0 * (n - 1))
     return jnp.minimum(x, 2.0 * (n - 1) - x)

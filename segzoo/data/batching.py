@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from segzoo.data.spec import VOID, Example, Source
+from segzoo.data.objects import fill_places
+from segzoo.data.spec import NO_PIXELS, VOID, Example, Source
 from segzoo.errors import SegzooError
 
 Batch = dict[str, np.ndarray]
@@ -58,10 +60,24 @@ class Order:
 
 
 class Loader:
-    """Reads examples, transforms them and checks that they are what the contract says."""
+    """Reads examples, transforms them and checks that they are what the contract says.
 
-    def __init__(self, source: Source, transform: Transform | None, instances: bool) -> None:
-        self.source, self.transform, self.instances = source, transform, instances
+    Args:
+        source: the examples.
+        transform: of one example, on the host.
+        instances: keep the instance ids of semantic examples.
+        places: how many objects an example of the task "instance" has room for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform | None,
+        instances: bool,
+        places: int | None = None,
+    ) -> None:
+        self.source, self.transform = source, transform
+        self.instances, self.places = instances, places
 
     def __call__(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples of these indices, in their order."""
@@ -88,16 +104,18 @@ class Loader:
     def _finish(self, example: Example, index: int) -> Example:
         if self.transform is not None:
             example = self.transform(example)
-        if not self.instances and "instances" in example:
+        objects = "classes" in example
+        if not self.instances and not objects and "instances" in example:
             example = {key: value for key, value in example.items() if key != "instances"}
         self._check(example, index)
-        return example
+        return fill_places(example, self.places, self.name(index)) if objects else example
 
     def _check(self, example: Example, index: int) -> None:
-        image, label = example.get("image"), example.get("label")
-        if image is None or label is None:
+        image, label, classes = (example.get(key) for key in ("image", "label", "classes"))
+        if image is None or (label is None) == (classes is None):
             raise SegzooError(
-                f"{self.name(index)} has the keys {sorted(example)}; expected 'image' and 'label'."
+                f"{self.name(index)} has the keys {sorted(example)}; expected 'image' and 'label', "
+                "or 'image', 'classes', 'crowd' and one of 'instances' and 'masks'."
             )
         if image.dtype != np.uint8 or image.ndim < 2:
             raise SegzooError(
@@ -106,10 +124,19 @@ class Loader:
             )
         space = image.shape[:-1]
         wanted: dict[str, tuple[type, tuple[int, ...]]] = {
-            "label": (np.uint8, space) if np.ndim(label) else (np.int32, ()),
+            "label": (np.uint8, space) if label is not None and label.ndim else (np.int32, ()),
             "instances": (np.int32, space),
             "weight": (np.float32, space),
         }
+        if classes is not None:
+            count = classes.size
+            wanted["classes"], wanted["crowd"] = (np.int32, (count,)), (bool, (count,))
+            wanted["masks"] = (np.uint8, (count, *space))
+            if "crowd" not in example or ("instances" in example) == ("masks" in example):
+                raise SegzooError(
+                    f"{self.name(index)} has the keys {sorted(example)}; expected 'crowd' and one "
+                    "of 'instances' and 'masks' beside 'classes'."
+                )
         for key, (dtype, shape) in wanted.items():
             if key in example and (example[key].dtype != dtype or np.shape(example[key]) != shape):
                 raise SegzooError(
@@ -135,22 +162,111 @@ class Loader:
                 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """The one size that the images of a batch are padded to.
+
+    Attributes:
+        bucket: sides are multiples of it where images differ in size.
+        uniform: whether all examples have one size; None where that is not known, so that only
+            the sizes within a batch can be compared.
+        choices: where given, the first of these that holds the images.
+    """
+
+    bucket: int
+    uniform: bool | None
+    choices: tuple[tuple[int, ...], ...] = ()
+
+    def __call__(self, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+        """Returns the size `*S` for images of these sizes."""
+        distinct = set(shapes)
+        if len(distinct) == 1 and (self.uniform or (self.uniform is None and not self.choices)):
+            return distinct.pop()
+        largest = [max(sides) for sides in zip(*distinct, strict=True)]
+        for choice in self.choices:
+            if all(side <= room for side, room in zip(largest, choice, strict=True)):
+                return choice
+        return tuple(-(-side // self.bucket) * self.bucket for side in largest)
+
+
+def stack(
+    examples: Sequence[Example], pattern: Example, canvas: tuple[int, ...], count: int
+) -> Batch:
+    """Stacks examples, padded at their ends, and fills up with examples where nothing counts.
+
+    Args:
+        examples: at most `count`.
+        pattern: an example for the keys and dtypes.
+        canvas: the size `*S` to pad to.
+        count: the length of the batch.
+    """
+    batch: Batch = {}
+    for key, like in pattern.items():
+        shape = like.shape
+        if key == "masks":
+            shape = (like.shape[0], *canvas)
+        elif key not in NO_PIXELS and np.ndim(like) >= len(canvas):
+            shape = (*canvas, *like.shape[len(canvas) :])
+        padding = _NO_CLASS if key == "label" and not shape else _PADDING.get(key, 0)
+        if len(examples) == count and all(example[key].shape == shape for example in examples):
+            batch[key] = np.stack([example[key] for example in examples])
+            continue
+        stacked = np.full((count, *shape), padding, like.dtype)
+        for place, example in enumerate(examples):
+            inside: tuple[Any, ...] = (place, *map(slice, example[key].shape))
+            stacked[inside] = example[key]
+        batch[key] = stacked
+    size = np.zeros((count, len(canvas)), np.int32)
+    for place, example in enumerate(examples):
+        size[place] = example["image"].shape[:-1]
+    batch["size"] = size
+    return batch
+
+
 class TrainBatch:
-    """Loads one process's slice of training batch i."""
+    """Loads one process's slice of training batch i.
+
+    Args:
+        load: reads examples.
+        order: which examples, in which order.
+        batch_size: of all processes.
+        offset: where in a batch this process's slice begins.
+        local: how long the slice is.
+        canvas: what images that differ in size are padded to; None refuses them.
+    """
 
     def __init__(
-        self, load: Loader, order: Order, batch_size: int, offset: int, local: int
+        self,
+        load: Loader,
+        order: Order,
+        batch_size: int,
+        offset: int,
+        local: int,
+        canvas: Canvas | None = None,
     ) -> None:
         self.load, self.order = load, order
         self.batch_size, self.offset, self.local = batch_size, offset, local
+        self.canvas = canvas
 
     def __call__(self, number: int) -> Batch:
         """Returns the stacked examples and their places in the stream."""
-        first = number * self.batch_size + self.offset
-        places = range(first, first + self.local)
-        indices = [self.order[place] for place in places]
-        examples = self.load(indices)
-        self.load.check_alike(examples, indices)
+        first = number * self.batch_size
+        everyone = [self.order[place] for place in range(first, first + self.batch_size)]
+        mine = everyone[self.offset : self.offset + self.local]
+        examples = self.load(mine)
+        self.load.check_alike(examples, mine)
+        if self.canvas is None:
+            canvas = self._one_size(examples, mine)
+        else:
+            canvas = self.canvas(_sizes(self.load, everyone, mine, examples))
+        batch = stack(examples, examples[0], canvas, self.local)
+        if "classes" not in batch:
+            del batch["size"]  # no label is learned from padding
+        places = range(first + self.offset, first + self.offset + self.local)
+        batch["index"] = (np.asarray(places, np.uint64) % 2**32).astype(np.uint32)
+        return batch
+
+    def _one_size(self, examples: Sequence[Example], indices: Sequence[int]) -> tuple[int, ...]:
         shape = examples[0]["image"].shape
         for example, index in zip(examples, indices, strict=True):
             if example["image"].shape != shape:
@@ -159,9 +275,7 @@ class TrainBatch:
                     f"{self.load.name(indices[0])} is {_size(shape)}: set image_size to train on "
                     "images of differing sizes."
                 )
-        batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-        batch["index"] = (np.asarray(places, np.uint64) % 2**32).astype(np.uint32)
-        return batch
+        return shape[:-1]
 
 
 class EvalBatch:
@@ -172,23 +286,14 @@ class EvalBatch:
         batch_size: of all processes.
         offset: where in a batch this process's slice begins.
         local: how long the slice is.
-        bucket: canvases of images that differ in size are multiples of it.
-        uniform: whether all examples have one size; None where that is not known, so that only
-            the sizes within a batch can be compared.
+        canvas: what images that differ in size are padded to.
     """
 
     def __init__(
-        self,
-        load: Loader,
-        batch_size: int,
-        offset: int,
-        local: int,
-        bucket: int,
-        uniform: bool | None,
+        self, load: Loader, batch_size: int, offset: int, local: int, canvas: Canvas
     ) -> None:
         self.load, self.batch_size = load, batch_size
-        self.offset, self.local, self.bucket = offset, local, bucket
-        self.uniform = uniform
+        self.offset, self.local, self.canvas = offset, local, canvas
 
     def __call__(self, number: int) -> Batch:
         """Returns the stacked examples, their places in the source and their sizes."""
@@ -201,43 +306,24 @@ class EvalBatch:
         pattern = examples[0] if examples else self.load([first])[0]
         if examples:
             self.load.check_alike(examples, mine)
-        canvas = self._canvas(everyone, dict(zip(mine, examples, strict=True)))
-
-        batch: Batch = {}
-        for key, like in pattern.items():
-            shape = like.shape
-            if np.ndim(like) >= len(canvas):
-                shape = (*canvas, *like.shape[len(canvas) :])
-            padding = _NO_CLASS if key == "label" and not shape else _PADDING.get(key, 0)
-            stacked = np.full((self.local, *shape), padding, like.dtype)
-            for place, example in enumerate(examples):
-                value = example[key]
-                inside: tuple[Any, ...] = (place, *map(slice, value.shape))
-                stacked[inside] = value
-            batch[key] = stacked
-        size = np.zeros((self.local, len(canvas)), np.int32)
-        for place, example in enumerate(examples):
-            size[place] = example["image"].shape[:-1]
-        batch["size"] = size
+        canvas = self.canvas(_sizes(self.load, everyone, mine, examples))
+        batch = stack(examples, pattern, canvas, self.local)
         batch["index"] = np.asarray(places, np.uint64).astype(np.uint32)
         return batch
 
-    def _canvas(self, everyone: range, examples: dict[int, Example]) -> tuple[int, ...]:
-        """Returns one spatial shape for the whole batch, the same on every process."""
-        shapes = {
-            examples[index]["image"].shape[:-1] if index in examples else self._shape(index)
-            for index in everyone
-        }
-        if len(shapes) == 1 and self.uniform is not False:
-            return shapes.pop()
-        return tuple(
-            -(-max(sides) // self.bucket) * self.bucket for sides in zip(*shapes, strict=True)
-        )
 
-    def _shape(self, index: int) -> tuple[int, ...]:
-        """Returns the spatial shape of another process's example."""
-        shape = self.load.known_shape(index)
-        return (shape or self.load([index])[0]["image"].shape)[:-1]
+def _sizes(
+    load: Loader, everyone: Sequence[int], mine: Sequence[int], examples: Sequence[Example]
+) -> set[tuple[int, ...]]:
+    """Returns the sizes `*S` of a whole batch's images, the same on every process."""
+    known = {
+        index: example["image"].shape[:-1] for index, example in zip(mine, examples, strict=True)
+    }
+    for index in everyone:
+        if index not in known:
+            shape = load.known_shape(index)
+            known[index] = (shape or load([index])[0]["image"].shape)[:-1]
+    return set(known.values())
 
 
 def _size(shape: Sequence[int]) -> str:

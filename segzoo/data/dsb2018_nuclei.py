@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from segzoo.data.builders import Builder, Record, Records, record, register_builder
+from segzoo.data.instances import register_instances
 from segzoo.data.originals import (
     check_same_size,
     listed_pairs,
@@ -110,3 +111,6 @@ def _merged(folders: list[tuple[str, Path]]) -> Iterator[Record]:
 def _nuclei(name: str, image: bytes, instances: np.ndarray, file: Path) -> Record:
     check_same_size(image, instances, str(file))
     return record(name, image, (instances > 0).astype(np.uint8), instances)
+
+
+register_instances(SPEC)

@@ -31,22 +31,55 @@ class MadeSource:
 
     def __getitem__(self, index: int) -> Example:
         rng = np.random.default_rng(self.offset + index)
-        classes, channels = self.spec.num_classes, self.spec.channels
+        classes = self.spec.num_classes
+        if self.spec.task == "instance":
+            return self._objects(rng)
         if self.spec.task == "classification":
             label = np.asarray(rng.integers(classes), np.int32)
             shade = np.broadcast_to(label, self.size)
         else:
-            coarse = rng.integers(0, classes, [-(-n // 16) for n in self.size])
-            label = coarse.astype(np.uint8)
-            for axis, n in enumerate(self.size):
-                label = np.repeat(label, 16, axis).take(np.arange(n), axis)
-            shade = label
-        # Classes differ in brightness, so that there is something to learn.
-        image = shade[..., None] * (200.0 / classes) + rng.uniform(0, 55, (*self.size, channels))
+            label = shade = self._blocks(rng.integers(0, classes, self._grid).astype(np.uint8))
+        image = self._image(shade, rng)
         if label.ndim:
             label = label.copy()
             label[(slice(0, 2), *[slice(None)] * (label.ndim - 1))] = VOID
-        return {"image": image.astype(np.uint8), "label": label}
+        return {"image": image, "label": label}
+
+    def objects(self, index: int) -> int:
+        """Returns the number of objects."""
+        return len(self[index]["classes"])
+
+    def _objects(self, rng: np.random.Generator) -> Example:
+        """Returns up to ten blocks of the image as objects, the last one a crowd."""
+        cells = rng.permutation(int(np.prod(self._grid)))[: rng.integers(1, 11)]
+        classes = rng.integers(1, self.spec.num_classes, len(cells)).astype(np.int32)
+        numbers = np.zeros(self._grid, np.int32)
+        numbers.flat[cells] = np.arange(1, len(cells) + 1)
+        instances = self._blocks(numbers)
+        example = {
+            "image": self._image(np.concatenate([[0], classes])[instances], rng),
+            "classes": classes,
+            "crowd": np.arange(len(cells)) == 9,
+        }
+        if not self.spec.overlaps:
+            return {**example, "instances": instances}
+        places = np.arange(1, len(cells) + 1).reshape(-1, *(1,) * len(self.size))
+        return {**example, "masks": (instances == places).astype(np.uint8)}
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        return tuple(-(-n // 16) for n in self.size)
+
+    def _blocks(self, coarse: np.ndarray) -> np.ndarray:
+        """Spreads the values of the grid over 16 pixels along every axis."""
+        for axis, n in enumerate(self.size):
+            coarse = np.repeat(coarse, 16, axis).take(np.arange(n), axis)
+        return coarse
+
+    def _image(self, shade: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Paints classes in different brightness, so that there is something to learn."""
+        noise = rng.uniform(0, 55, (*self.size, self.spec.channels))
+        return (shade[..., None] * (200.0 / self.spec.num_classes) + noise).astype(np.uint8)
 
 
 class MadeDataset(Dataset):

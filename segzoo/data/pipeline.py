@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
-from segzoo.data.batching import Batch, EvalBatch, Loader, Order, TrainBatch, Transform
+from segzoo.data.batching import (
+    Batch,
+    Canvas,
+    EvalBatch,
+    Loader,
+    Order,
+    TrainBatch,
+    Transform,
+)
+from segzoo.data.objects import MOST, choose_places
 from segzoo.data.spec import Source
 from segzoo.data.statistics import image_shapes
 from segzoo.errors import SegzooError, check_positive_int
@@ -91,6 +100,7 @@ def train_batches(
     threads: int = 2,
     workers: int = 0,
     instances: bool = False,
+    places: int | None = None,
 ) -> Batches:
     """Returns the endless stream of training batches, from batch number `start` on.
 
@@ -110,10 +120,17 @@ def train_batches(
             and heavy transforms only, and a script that asks for them needs its
             `if __name__ == "__main__":`, as all that starts processes in Python does.
         instances: keep the instance ids after `transform`, which most tasks have no use for.
+        places: of the task "instance", how many objects an image has room for; by default for as
+            many as any image of the source has, up to `segzoo.data.objects.MOST`. Of more, the
+            largest are kept, which is said once.
 
     Returns:
         Batches of `batch_size / process_count` stacked examples with `index` uint32 [B], the
-        examples' places in the stream of all processes (modulo 2**32).
+        examples' places in the stream of all processes (modulo 2**32). Of the task "instance" they
+        are padded at their ends to one of the transform's `canvases`, if it has any, and have
+        `size` int32 [B, number of spatial axes], before padding, and P places for objects:
+        `classes` int32 [B, P], `valid` and `crowd` bool [B, P], and `instances` int32 [B, *S] or
+        `masks` uint8 [B, P, *S].
 
     Raises:
         SegzooError: for impossible numbers; from `next`, for examples that cannot be read or have
@@ -122,12 +139,16 @@ def train_batches(
     local = _check(source, batch_size, process_index, process_count, threads, workers)
     check_positive_int("seed", seed, 0)
     check_positive_int("start", start, 0)
+    places = choose_places(source, places, MOST)
+    canvases = getattr(transform, "canvases", ())
+    canvas = Canvas(1, _uniform(source, transform), canvases) if canvases and places else None
     load = TrainBatch(
-        Loader(source, transform, instances),
+        Loader(source, transform, instances, places),
         Order(len(source), seed),
         batch_size,
         process_index * local,
         local,
+        canvas,
     )
     batches = grain.MapDataset.range(start, sys.maxsize // batch_size).map(load)
     return Batches(batches, threads, workers)
@@ -144,6 +165,7 @@ def eval_batches(
     threads: int = 2,
     workers: int = 0,
     instances: bool = False,
+    places: int | None = None,
 ) -> Batches:
     """Returns batches that hold every example exactly once, in order.
 
@@ -164,6 +186,8 @@ def eval_batches(
         threads: as for `train_batches`.
         workers: as for `train_batches`.
         instances: keep the instance ids after `transform`.
+        places: of the task "instance", how many objects an image has room for; by default for as
+            many as any image of the source has. All that is missing is invalid.
 
     Returns:
         Batches of `batch_size / process_count` stacked examples with `index` uint32 [B], the
@@ -175,9 +199,12 @@ def eval_batches(
     """
     local = _check(source, batch_size, process_index, process_count, threads, workers)
     check_positive_int("bucket", bucket)
-    loader = Loader(source, transform, instances)
     load = EvalBatch(
-        loader, batch_size, process_index * local, local, bucket, _uniform(source, transform)
+        Loader(source, transform, instances, choose_places(source, places)),
+        batch_size,
+        process_index * local,
+        local,
+        Canvas(bucket, _uniform(source, transform), getattr(transform, "canvases", ())),
     )
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(load)
     return Batches(batches, threads, workers)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from segzoo.data.builders import Builder, Record, Records, record, register_builder
+from segzoo.data.instances import register_instances
 from segzoo.data.spec import DatasetSpec
 
 SIZE = 128
@@ -118,3 +119,6 @@ class Shapes(Builder):
 
         starts = dict(zip(SPLITS, np.cumsum([0, *SPLITS.values()]).tolist(), strict=False))
         return {split: run(starts[split], count) for split, count in SPLITS.items()}
+
+
+register_instances(SPEC)

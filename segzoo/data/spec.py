@@ -20,7 +20,14 @@ VOID = 255
 
 Example = dict[str, np.ndarray]
 """`image` uint8 [*S, C]; `label` uint8 [*S] (semantic) or int32 [] (classification); optionally
-`instances` int32 [*S] (0 is no instance) and `weight` float32 [*S]."""
+`instances` int32 [*S] (0 is no instance) and `weight` float32 [*S].
+
+Of the task "instance", with M objects, instead of `label`: `classes` int32 [M], 1..K-1; `crowd`
+bool [M], regions of objects not told apart; and their pixels, either `instances` int32 [*S], m + 1
+where object m is, or, where objects overlap, `masks` uint8 [M, *S], 0 or 1."""
+
+NO_PIXELS = frozenset({"classes", "crowd", "valid"})
+"""What of an example is about objects and not about pixels."""
 
 Color = tuple[int, int, int]
 
@@ -50,23 +57,28 @@ class DatasetSpec:
 
     Attributes:
         name: the registry's key, or the folder's name for own data.
-        task: "semantic" (a class id per pixel) or "classification" (one per image).
-        class_names: the names of classes 0..K-1; void is not among them.
+        task: "semantic" (a class id per pixel), "instance" (the pixels and the class of every
+            object) or "classification" (a class per image).
+        class_names: the names of classes 0..K-1; void is not among them. Of "instance" the first
+            is "background", which no object has.
         palette: one RGB colour per class, 0..255; empty means `default_palette`.
         mean: per channel, over the training images, in units of 0..255.
         std: as `mean`; the standard deviation over all pixels.
         description: one paragraph: what the images show, the splits, where the labels come from.
         terms: the licence or terms of use, as the dataset's authors state them.
+        overlaps: of "instance": whether the examples have `masks`, which may overlap, instead of
+            `instances`.
     """
 
     name: str
-    task: Literal["semantic", "classification"]
+    task: Literal["semantic", "instance", "classification"]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     palette: tuple[Color, ...] = ()
     description: str = ""
     terms: str = ""
+    overlaps: bool = False
 
     def __post_init__(self) -> None:
         if not self.palette:
@@ -79,6 +91,13 @@ class DatasetSpec:
         if not self.class_names or (self.task == "semantic" and self.num_classes > VOID):
             raise SegzooError(
                 f"dataset {self.name!r} has {self.num_classes} classes; expected 1 to {VOID}."
+            )
+        if self.task == "instance" and (
+            self.num_classes < 2 or self.class_names[0] != "background"
+        ):
+            raise SegzooError(
+                f"dataset {self.name!r} has the classes {', '.join(self.class_names[:5])}; "
+                "expected 'background' and at least one class of objects after it."
             )
         if len(self.mean) != len(self.std) or not self.mean:
             raise SegzooError(
@@ -102,7 +121,8 @@ class Source(Protocol):
 
     A source may also have `name(i) -> str`, which names an example in messages and file names;
     `image_shape(i) -> tuple[int, ...]`, the shape `[*S, C]` of an image without decoding it; and
-    `facts: Path | None`, a folder for what was measured on it (class frequencies, weight maps).
+    `facts: Path | None`, a folder for what was measured on it (class frequencies, weight maps). One
+    of the task "instance" has `objects(i) -> int`, how many there are.
     """
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What is measured on a source once and kept: class frequencies, their weights, mean and std."""
+"""What is measured on a source once and kept: class frequencies, sizes, objects, mean and std."""
 
 from __future__ import annotations
 
@@ -119,6 +119,22 @@ def image_shapes(source: Source) -> set[tuple[int, ...]] | None:
         return sorted({shape(index) for index in range(len(source))})
 
     return {tuple(found) for found in _remembered_of(source, "image_shapes", measure)}
+
+
+def object_counts(source: Source) -> np.ndarray:
+    """Returns how many objects each example has, int64 [N].
+
+    Args:
+        source: of the task "instance".
+    """
+
+    def measure() -> list[int]:
+        count = getattr(source, "objects", None)
+        if count is not None:
+            return [int(count(index)) for index in range(len(source))]
+        return [len(example["classes"]) for example in examples(source)]
+
+    return np.asarray(_remembered_of(source, "object_counts", measure), np.int64)
 
 
 def mean_std(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,7 +1,8 @@
-"""Host-side transforms of one example: `Fit` to a size, and U-Net's `BorderWeight`.
+"""Host-side transforms of one example: `Fit` to a size, `FitSides`, and U-Net's `BorderWeight`.
 
 A transform is a frozen, picklable callable from example to example. One that changes the size has
-`output_shape(image_shape) -> image_shape`, by which evaluation knows it without loading images.
+`output_shape(image_shape) -> image_shape`, by which evaluation knows it without loading images. One
+that leaves images of several sizes has `canvases`, the few sizes `*S` that batches are padded to.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from segzoo.data.spec import VOID, Example
+from segzoo.data.spec import NO_PIXELS, VOID, Example
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.files import write_atomically
 
@@ -66,11 +68,7 @@ class Fit:
             )
         if space == self.size:
             return example
-        return {
-            # A classification's label has no axes to fit.
-            key: self._fit(key, value, space) if value.ndim else value
-            for key, value in example.items()
-        }
+        return _moved(example, lambda key, value: self._fit(key, value, space))
 
     def _fit(self, key: str, value: np.ndarray, space: tuple[int, ...]) -> np.ndarray:
         size = self.size
@@ -85,17 +83,95 @@ class Fit:
             value = value[
                 tuple(slice(a, a + new) for a, new in zip(starts, self.size, strict=True))
             ]
-        elif key in ("image", "weight"):
-            value = resize(value, size)
         else:
-            value = resize_nearest(value, size)
+            value = _resized(key, value, size)
         if value.shape[: len(size)] == self.size:
-            return np.ascontiguousarray(value)
+            return value
         fitted = np.full(
             (*self.size, *value.shape[len(self.size) :]), _OUTSIDE.get(key, 0), value.dtype
         )
         fitted[tuple(map(slice, value.shape[: len(self.size)]))] = value
         return fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSides:
+    """Scales an example until its shorter side has a length, or its longer side reaches another.
+
+    What detectors are trained on (He et al. 2017, arXiv:1703.06870, section 3.1: the shorter side
+    800 pixels); images keep their proportions, so their sizes differ, and those of a batch are
+    padded to one of `canvases`. Otherwise as `Fit`.
+
+    Attributes:
+        size: the shorter side, and the most of the longer one, in pixels.
+    """
+
+    size: tuple[int, ...]
+    multiple: ClassVar[int] = 32
+    """What the sides of the canvases are multiples of: the coarsest stride of most networks."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(self.size))
+        for side in self.size:
+            check_positive_int("image_size", side)
+        if len(self.size) != 2 or self.size[0] > self.size[1]:
+            raise SegzooError(
+                f"image_size is {self.size}; expected the shorter side and the most of the longer "
+                "one, e.g. 800 1333, with image_fit 'sides'."
+            )
+
+    @property
+    def canvases(self) -> tuple[tuple[int, ...], ...]:
+        """The sizes `(H, W)` that batches are padded to, smallest first.
+
+        For images of up to 4:3, as most cameras make them, and for longer ones: lying, standing,
+        and a square for batches with both.
+        """
+        short, long = self.size
+        ends = [min(long, (4 * short + 2) // 3), long]
+        short, *ends = (-(-side // self.multiple) * self.multiple for side in (short, *ends))
+        sizes = [size for end in ends for size in ((short, end), (end, short), (end, end))]
+        return tuple(sorted(dict.fromkeys(sizes), key=math.prod))
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape `[H, W, C]` of an image that came in with `shape`.
+
+        Raises:
+            SegzooError: for a volume.
+        """
+        *space, channels = shape
+        if len(space) != 2:
+            raise SegzooError(f"image_fit 'sides' is for pictures; found the size {tuple(space)}.")
+        short, long = self.size
+        # In whole numbers: the two sides of the comparison are scales times min * max.
+        low, high = min(space), max(space)
+        over, under = (short, low) if short * high <= long * low else (long, high)
+        height, width = (max(1, (2 * side * over + under) // (2 * under)) for side in space)
+        return height, width, channels
+
+    def __call__(self, example: Example) -> Example:
+        """Returns the example at its size."""
+        old = example["image"].shape
+        new = self.output_shape(old)
+        if new == old:
+            return example
+        return _moved(example, lambda key, value: _resized(key, value, new[:-1]))
+
+
+def _moved(example: Example, move: Callable[[str, np.ndarray], np.ndarray]) -> Example:
+    """Moves whatever covers the image's pixels; `move` gets arrays whose first axes are `*S`."""
+    moved = {}
+    for key, value in example.items():
+        if key == "masks":
+            value = np.ascontiguousarray(np.moveaxis(move(key, np.moveaxis(value, 0, -1)), -1, 0))
+        elif key not in NO_PIXELS and value.ndim:  # a classification's label has no axes
+            value = np.ascontiguousarray(move(key, value))
+        moved[key] = value
+    return moved
+
+
+def _resized(key: str, value: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    return resize(value, size) if key in ("image", "weight") else resize_nearest(value, size)
 
 
 def resize(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -191,7 +267,9 @@ class BorderWeight:
         Raises:
             SegzooError: when the label is not a class id per pixel.
         """
-        label = example["label"]
+        label = example.get("label")
+        if label is None:
+            raise SegzooError("border_weight is for semantic segmentation; found objects.")
         if not label.ndim:
             raise SegzooError("BorderWeight needs a label for every pixel, not one per image.")
         weight = self._cached(label, example.get("instances"))
