@@ -12,10 +12,10 @@ VGG goes through all of the above; other encoders have no fc6 and fc7, and their
 zeros but mirrored ends up to a multiple of the coarsest stride. An encoder whose coarsest map is
 finer than the strides asked for is scored there.
 
-Choices: `norm` puts batch norm into VGG, which the paper has not; all up-convolutions are
-learnable, as in the paper's text for all but the last; pool scores are not scaled (the release's
-"at-once" nets scale them); convolutions start from He's initialisation where no pretrained weights
-replace it, and score layers from zero as in the paper.
+Choices: `norm` puts batch norm into VGG, which the paper has not (it is the encoder's, where that
+has a choice); all up-convolutions are learnable, as in the paper's text for all but the last; pool
+scores are not scaled (the release's "at-once" nets scale them); convolutions start from He's
+initialisation where no pretrained weights replace it, and score layers from zero as in the paper.
 """
 
 from __future__ import annotations
@@ -274,17 +274,17 @@ def _fcn(
     dropout: float | None = None,
 ) -> FCN | EncoderFCN:
     check_common(num_classes=num_classes, dtype=dtype, norm=norm or "none")
-    if norm is not None and backbone is not None:
-        raise SegzooError(
-            f"norm is {norm!r}; expected none beside a backbone, which has its own, as 'vgg16_bn'."
-        )
     encoder = build_encoder(backbone or "vgg16", width, dtype=dtype, axis_name=axis_name)
+    if norm is not None:
+        if not hasattr(encoder, "norm"):
+            raise SegzooError(f"norm is {norm!r}; it cannot be chosen for backbone {backbone!r}.")
+        encoder = encoder.clone(norm=norm)
     if dropout is None:
         dropout = 0.5 if isinstance(encoder, VGG) else 0.0
     check_rate("dropout", dropout)
     if not isinstance(encoder, VGG):
         return EncoderFCN(num_classes, dtype, axis_name, encoder, stride, dropout)
-    vgg = encoder.clone(norm=norm or encoder.norm, first_padding=100, ceil_mode=True)
+    vgg = encoder.clone(first_padding=100, ceil_mode=True)
     return FCN(num_classes, dtype, axis_name, vgg, stride, 64 * vgg.width, dropout)
 
 

@@ -1,8 +1,8 @@
 """U-Net's expanding path on the encoder of any classifier.
 
-The construction most people mean by "a U-Net with a ResNet", value for value that of the library
-segmentation-models-pytorch where the encoder gives the same maps, as ResNets do: up-sample by
-repeating pixels, concatenate the encoder's map behind, two 3x3 convolutions with batch norm and
+The construction most people mean by "a U-Net with a ResNet", and the same function as in the
+library segmentation-models-pytorch where the encoder gives the same maps, as ResNets do: up-sample
+by repeating pixels, concatenate the encoder's map behind, two 3x3 convolutions with batch norm and
 ReLU; 256, 128, 64, 32 and 16 channels from the coarsest step to the finest; a 3x3 convolution to
 the scores. Levels finer than the encoder's finest map are decoded without a skip, up to the size of
 the image.

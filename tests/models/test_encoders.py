@@ -238,7 +238,11 @@ def test_the_name_of_an_encoder_is_an_override_like_others():
         ("unet", {"backbone": "lenet5", "width": 4}, "width is 4; backbone 'lenet5' has one width"),
         ("attention_unet", {"depth": 3}, "depth is 3; it cannot be combined"),
         ("attention_unet", {"spatial_dims": 3}, "spatial_dims is 3; it cannot be combined"),
-        ("fcn8s", {"norm": "batch"}, "norm is 'batch'; expected none beside a backbone"),
+        (
+            "fcn8s",
+            {"backbone": "googlenet", "norm": "group"},
+            "norm is 'group'; it cannot be chosen for backbone 'googlenet'.",
+        ),
         ("fcn8s", {"backbone": "unet"}, "unknown backbone 'unet'"),
     ],
 )

@@ -210,6 +210,8 @@ def test_bfloat16_gives_float32_logits(nets, filled):
 
 def test_on_vgg16_it_is_the_papers(nets):
     assert segzoo.get("fcn16s", backbone="vgg16", width=2, num_classes=3) == nets[16]
+    assert segzoo.get("fcn8s", backbone="vgg16_bn") == segzoo.get("fcn8s", norm="batch")
+    assert segzoo.get("fcn8s", backbone="resnet18", norm="group").backbone.norm == "group"
     other = segzoo.get("fcn16s", backbone="vgg19_bn", width=2)
     assert (other.backbone.depth, other.backbone.norm) == (19, "batch")
     assert other.backbone.first_padding == 100
