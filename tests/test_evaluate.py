@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segzoo import assembly, evaluate
+from segzoo import assembly, evaluate, tasks
 from segzoo.errors import SegzooError
 from segzoo.metrics import predict_classes
 from segzoo.train import train
@@ -144,3 +144,12 @@ def test_what_cannot_be_evaluated_is_said(trained, tmp_path):
         evaluate.evaluate_checkpoint(tmp_path, experiment, dataset)
     with pytest.raises(SegzooError, match=r"has no split 'tset'\. Did you mean 'test'"):
         evaluate.evaluate_checkpoint(folder, experiment, dataset, split="tset")
+
+
+def test_the_protocol_says_whose_statistics_were_used(tiny):
+    plain = tiny.experiment()
+    task = tasks.for_dataset("semantic", 11)
+    by_image = dataclasses.replace(plain, model_args={"test_statistics": "image"})
+    said = [evaluate.protocol(experiment, task, "test") for experiment in (plain, by_image)]
+    assert "statistics" not in said[0]
+    assert "batch norm by each image's own statistics" in said[1]

@@ -147,3 +147,52 @@ class TestDropout:
     def test_examples_have_masks_of_their_own(self):
         masks = np.asarray(self.drop(jnp.ones((4, 64))) == 0)
         assert len({mask.tobytes() for mask in masks}) == 4
+
+
+class TestBatchNormByImage:
+    norm = layers.Norm("batch", epsilon=1e-3, test_statistics="image")
+
+    def variables(self):
+        stats = {"mean": jnp.full(4, 7.0), "var": jnp.full(4, 9.0)}
+        scale, bias = jnp.asarray([1.0, 2.0, -1.0, 0.5]), jnp.asarray([0.0, 1.0, 2.0, 3.0])
+        return {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+
+    def test_is_each_images_own_normalisation(self):
+        variables = self.variables()
+        x = random(3, 5, 6, 4) * np.arange(1, 4).reshape(3, 1, 1, 1) + 2
+        # Without a word of what may change: the running statistics stay, unused.
+        y = self.norm.apply(variables, x, train=False)
+        mean, var = (np.asarray(f(x, (1, 2), keepdims=True)) for f in (np.mean, np.var))
+        params = variables["params"]
+        expected = (x - mean) / np.sqrt(var + 1e-3) * params["scale"] + params["bias"]
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+        moved = {**variables, "batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
+        np.testing.assert_array_equal(self.norm.apply(moved, x, train=False), y)
+
+    def test_one_image_is_normalised_as_in_training_and_any_batch_one_by_one(self):
+        variables, x = self.variables(), random(3, 5, 6, 4)
+        y = self.norm.apply(variables, x, train=False)
+        for i in range(3):
+            one, _ = self.norm.apply(variables, x[i : i + 1], train=True, mutable=["batch_stats"])
+            np.testing.assert_allclose(one[0], y[i], atol=1e-5)
+        # So devices, each with a share of the batch, have nothing to say to each other.
+        split = layers.Norm("batch", axis_name="b", epsilon=1e-3, test_statistics="image")
+        run = jax.vmap(lambda x: split.apply(variables, x, train=False), axis_name="b")
+        np.testing.assert_allclose(run(x[:, None])[:, 0], y, atol=1e-5)
+
+    def test_training_and_initial_variables_are_batch_norms(self):
+        plain = layers.Norm("batch", epsilon=1e-3)
+        x = random(3, 5, 6, 4)
+        ours, theirs = (n.init(jax.random.key(0), x, train=False) for n in (self.norm, plain))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        trained, reference = (
+            n.apply(self.variables(), x, train=True, mutable=["batch_stats"])
+            for n in (self.norm, plain)
+        )
+        jax.tree.map(np.testing.assert_array_equal, trained, reference)
+
+    def test_unknown_statistics(self):
+        with pytest.raises(SegzooError, match="test_statistics is 'batch'; expected one of"):
+            layers.Norm(test_statistics="batch").init(
+                jax.random.key(0), jnp.ones((1, 2, 2, 4)), train=False
+            )

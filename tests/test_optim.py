@@ -70,6 +70,23 @@ def test_rmsprop_is_torchs(momentum):
     np.testing.assert_allclose(run(optimizer, GRADIENTS, steps=6), p, rtol=1e-5)
 
 
+def test_rmsprop_with_eps_under_the_root_is_lasagnes():
+    p, v = np.ones((3, 4)), np.zeros((3, 4))
+    gradients = 1e-3 * GRADIENTS  # small enough for eps to matter
+    for g in gradients:
+        v = 0.9 * v + 0.1 * g**2
+        p = p - 0.01 * g / np.sqrt(v + 1e-6)
+    optimizer = Optimizer("rmsprop", 0.01, eps=1e-6, eps_in_root=True)
+    np.testing.assert_allclose(run(optimizer, gradients), p, rtol=1e-5)
+    outside = run(Optimizer("rmsprop", 0.01, eps=1e-6), gradients)
+    assert np.abs(outside - p).max() > 1e-2
+
+
+def test_eps_in_root_is_rmsprops():
+    with pytest.raises(SegzooError, match="eps_in_root is for rmsprop"):
+        Optimizer("adam", eps_in_root=True)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_penalises_and_adamw_decays(name):
     p, m, v = np.ones((3, 4)), np.zeros((3, 4)), np.zeros((3, 4))
