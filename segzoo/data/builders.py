@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segzoo.data import decode
+from segzoo.data import decode, rle
 from segzoo.data.spec import (
     Dataset,
     DatasetSpec,
@@ -58,6 +58,31 @@ def record(
     return encoded
 
 
+def instance_record(
+    name: str,
+    image: bytes | np.ndarray,
+    classes: Sequence[int],
+    crowd: Sequence[bool],
+    masks: Sequence[bytes],
+) -> Record:
+    """Returns one example of the task "instance" as a builder yields it.
+
+    Args:
+        name: as for `record`.
+        image: as for `record`.
+        classes: of the objects, from 1 on.
+        crowd: which of them are regions of objects not told apart.
+        masks: their pixels, as `rle.encode` returns them.
+    """
+    return {
+        "name": name,
+        "image": image if isinstance(image, bytes) else decode.encode_png(image),
+        "classes": np.asarray(classes, np.int32),
+        "crowd": np.asarray(crowd, bool),
+        "masks": b"\n".join(masks),
+    }
+
+
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A tfds builder described by a `DatasetSpec`.
 
@@ -96,6 +121,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         }
         if spec.task == "semantic":
             features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        elif spec.task == "instance":
+            features["classes"] = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+            features["crowd"] = tfds.features.Tensor(shape=(None,), dtype=np.bool_)
+            features["masks"] = tfds.features.Text()
         else:
             features["label"] = tfds.features.ClassLabel(names=list(spec.class_names))
         if self.INSTANCES:
@@ -199,6 +228,25 @@ class PreparedSource:
         return type(self), (self.directory, self.split, self.spec)
 
 
+class PreparedObjects(PreparedSource):
+    """A split of a prepared dataset of the task "instance"."""
+
+    def objects(self, index: int) -> int:
+        """Returns the number of objects without decoding them."""
+        return len(self._record(index)["classes"])
+
+    def _decode(self, found: Record) -> Example:
+        name = f"{self.directory.parent.name} {str(found['name'], 'utf-8')!r}"
+        image = decode.decode_image(found["image"], self.spec.channels, name)
+        runs = found["masks"].split(b"\n") if len(found["classes"]) else []
+        return {
+            "image": image,
+            "classes": np.asarray(found["classes"], np.int32),
+            "crowd": np.asarray(found["crowd"], bool),
+            "masks": rle.decode(runs, image.shape[:2]),
+        }
+
+
 def _slug(split: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):02x}" for c in split)
 
@@ -243,7 +291,8 @@ class PreparedDataset(Dataset):
     def source(self, split: str) -> Source:
         """Returns a split; prepares the dataset if need be. See `Dataset.source`."""
         select(self.splits, split, self.spec.name)
-        return PreparedSource(self.directory, split, self.spec)
+        kind = PreparedObjects if self.spec.task == "instance" else PreparedSource
+        return kind(self.directory, split, self.spec)
 
 
 B = TypeVar("B", bound=type[Builder])

@@ -32,8 +32,6 @@ class MadeSource:
     def __getitem__(self, index: int) -> Example:
         rng = np.random.default_rng(self.offset + index)
         classes = self.spec.num_classes
-        if self.spec.task == "instance":
-            return self._objects(rng)
         if self.spec.task == "classification":
             label = np.asarray(rng.integers(classes), np.int32)
             shade = np.broadcast_to(label, self.size)
@@ -44,27 +42,6 @@ class MadeSource:
             label = label.copy()
             label[(slice(0, 2), *[slice(None)] * (label.ndim - 1))] = VOID
         return {"image": image, "label": label}
-
-    def objects(self, index: int) -> int:
-        """Returns the number of objects."""
-        return len(self[index]["classes"])
-
-    def _objects(self, rng: np.random.Generator) -> Example:
-        """Returns up to ten blocks of the image as objects, the last one a crowd."""
-        cells = rng.permutation(int(np.prod(self._grid)))[: rng.integers(1, 11)]
-        classes = rng.integers(1, self.spec.num_classes, len(cells)).astype(np.int32)
-        numbers = np.zeros(self._grid, np.int32)
-        numbers.flat[cells] = np.arange(1, len(cells) + 1)
-        instances = self._blocks(numbers)
-        example = {
-            "image": self._image(np.concatenate([[0], classes])[instances], rng),
-            "classes": classes,
-            "crowd": np.arange(len(cells)) == 9,
-        }
-        if not self.spec.overlaps:
-            return {**example, "instances": instances}
-        places = np.arange(1, len(cells) + 1).reshape(-1, *(1,) * len(self.size))
-        return {**example, "masks": (instances == places).astype(np.uint8)}
 
     @property
     def _grid(self) -> tuple[int, ...]:
@@ -80,6 +57,31 @@ class MadeSource:
         """Paints classes in different brightness, so that there is something to learn."""
         noise = rng.uniform(0, 55, (*self.size, self.spec.channels))
         return (shade[..., None] * (200.0 / self.spec.num_classes) + noise).astype(np.uint8)
+
+
+class MadeObjects(MadeSource):
+    """Examples of up to ten objects, each a block of the image, the tenth a crowd."""
+
+    def objects(self, index: int) -> int:
+        """Returns the number of objects."""
+        return len(self[index]["classes"])
+
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng(self.offset + index)
+        cells = rng.permutation(int(np.prod(self._grid)))[: rng.integers(1, 11)]
+        classes = rng.integers(1, self.spec.num_classes, len(cells)).astype(np.int32)
+        numbers = np.zeros(self._grid, np.int32)
+        numbers.flat[cells] = np.arange(1, len(cells) + 1)
+        instances = self._blocks(numbers)
+        example = {
+            "image": self._image(np.concatenate([[0], classes])[instances], rng),
+            "classes": classes,
+            "crowd": np.arange(len(cells)) == 9,
+        }
+        if not self.spec.overlaps:
+            return {**example, "instances": instances}
+        places = np.arange(1, len(cells) + 1).reshape(-1, *(1,) * len(self.size))
+        return {**example, "masks": (instances == places).astype(np.uint8)}
 
 
 class MadeDataset(Dataset):
@@ -105,4 +107,5 @@ class MadeDataset(Dataset):
         """Returns a split by its name."""
         select(self._splits, split, self.spec.name)
         offset = 1000 * list(self._splits).index(split)
-        return MadeSource(self.spec, self._size, self._splits[split], offset)
+        kind = MadeObjects if self.spec.task == "instance" else MadeSource
+        return kind(self.spec, self._size, self._splits[split], offset)

@@ -243,6 +243,7 @@ def register_dataset(name: str) -> Callable[[F], F]:
 
 _MODULES: Sequence[str] = (
     "camvid",
+    "coco",
     "dsb2018_nuclei",
     "folder",
     "isbi2012_em",
