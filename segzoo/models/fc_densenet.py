@@ -2,8 +2,8 @@
 
 A U-Net of dense blocks. On the way down a block's input goes on beside its output, and the stack
 of feature maps grows; on the way up only the maps the last block made are up-sampled, and the stack
-of the same resolution comes to them over the skip. `fc_densenet_classic` is the comparison of
-section 4.2: the way down of FC-DenseNet103 under a way up of standard convolutions.
+of the same resolution comes to them over the skip. `fc_densenet_classic` is Table 3's "Classic
+Upsampling": the way down of FC-DenseNet103 under a way up of standard convolutions.
 
 Where the paper leaves a choice, the authors' released program decides: convolutions have a bias
 although batch norm follows; epsilon is 1e-4; no drop-out after the first convolution and the
@@ -20,8 +20,8 @@ undensely. That is 20.2 million parameters where 20 are published; the 3x3 up-co
 up-sampling the bottleneck's input too, would make 21.6 to 24.8 million.
 
 The paper normalises by the current batch while testing too: `test_statistics="image"` (see
-`segzoo.layers.Norm`), with one image in the batch the same. It is not the default, under which the
-score of a pixel would depend on the whole of its image.
+`segzoo.layers.Norm`), with one image in the batch the same. The default are running statistics:
+with the image's own, what is filled up around it counts too, and so does a tile's edge.
 
 The layer is not the one of `segzoo.backbones.densenet`: no bottleneck, a bias, another epsilon.
 """
