@@ -8,10 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from segzoo import registry
-from segzoo.backbones import by_name
+from segzoo.backbones.by_name import backbone
 from segzoo.backbones.xception import SeparableConv
-from segzoo.errors import SegzooError, check_choice, check_name, check_positive_int
+from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import ConvNormAct, Dropout
 
 Array = jax.Array
@@ -84,7 +83,7 @@ def conv3x3(
     return ConvNormAct(features, dilation=rate, norm="batch", name=name, **shared)
 
 
-def encoder(
+def dense_encoder(
     name: str,
     *,
     width: int | None,
@@ -92,7 +91,7 @@ def encoder(
     multi_grid: tuple[int, ...] | None,
     dtype: Any,
     axis_name: str | None,
-) -> tuple[nn.Module, float]:
+) -> nn.Module:
     """Builds the encoder under a pyramid.
 
     Args:
@@ -104,27 +103,20 @@ def encoder(
         dtype: of the computation.
         axis_name: the mapped axis of batch norm.
 
-    Returns:
-        The encoder, and its width as a share of the published: what other channels follow.
-
     Raises:
         SegzooError: for an unknown encoder, or what this one cannot be given.
     """
-    check_name("backbone", name, by_name.backbone_names())
     check_choice("output_stride", output_stride, OUTPUT_STRIDES)
-    published = registry.entry(name).overrides["width"]
-    overrides: dict[str, Any] = {}
     if width is not None:
         check_positive_int("width", width)
-        overrides["width"] = width
-    if multi_grid is None:
-        multi_grid = MULTI_GRID.get(name)
-    if multi_grid is not None:
-        overrides["multi_grid"] = multi_grid
-    found = by_name.backbone(
-        name, dtype=dtype, axis_name=axis_name, output_stride=output_stride, **overrides
+    chosen = {"width": width, "multi_grid": multi_grid or MULTI_GRID.get(name)}
+    return backbone(
+        name,
+        dtype=dtype,
+        axis_name=axis_name,
+        output_stride=output_stride,
+        **{override: value for override, value in chosen.items() if value is not None},
     )
-    return found, (published if width is None else width) / published
 
 
 def rates_at(output_stride: int, atrous_rates: tuple[int, ...]) -> tuple[int, ...]:

@@ -30,7 +30,8 @@ from segzoo.backbones.resnet import Block, ResNet
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import Score, crop_to, resize
-from segzoo.models.aspp import ASPP, FEATURES, RATES, conv3x3, encoder, on_grid, rates_at
+from segzoo.models.aspp import ASPP, FEATURES, RATES, conv3x3, dense_encoder, on_grid, rates_at
+from segzoo.models.encoders import in_proportion
 from segzoo.models.fcn_resnet import DilatedSegmenter
 from segzoo.ops.spatial import pad_to_grid
 from segzoo.registry import register, with_fixed
@@ -223,7 +224,7 @@ def deeplabv3(
     check_common(num_classes=num_classes, dtype=dtype)
     check_rate("dropout", dropout)
     rates = rates_at(output_stride, atrous_rates)
-    net, share = encoder(
+    net = dense_encoder(
         backbone,
         width=width,
         output_stride=output_stride,
@@ -231,7 +232,7 @@ def deeplabv3(
         dtype=dtype,
         axis_name=axis_name,
     )
-    features = max(1, round(FEATURES * share))
+    features = in_proportion(FEATURES, backbone, width)
     return DeepLabV3(num_classes, dtype, axis_name, net, rates, features, dropout)
 
 
@@ -251,7 +252,7 @@ def deeplabv3_cascade(
     """DeepLab v3 in cascade: ResNet-101, and three copies of its last stage at growing rates."""
     check_common(num_classes=num_classes, dtype=dtype)
     check_positive_int("blocks", blocks, minimum=4)
-    net, _ = encoder(
+    net = dense_encoder(
         backbone,
         width=width,
         output_stride=output_stride,
@@ -280,7 +281,7 @@ def _deeplabv3_resnet(
     check_choice("aux_loss", aux_loss, (True, False))
     check_rate("dropout", dropout)
     backbone = ResNet(depth, width, output_stride=8, dtype=dtype, axis_name=axis_name)
-    features = max(1, FEATURES * width // 64)
+    features = in_proportion(FEATURES, f"resnet{depth}", width)
     return DeepLabV3ResNet(
         num_classes, dtype, axis_name, backbone, aux_loss, dropout, features=features
     )

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice
 from segzoo.layers import ConvNormAct, Score, crop_to, resize
-from segzoo.models.aspp import ASPP, FEATURES, RATES, conv3x3, encoder, on_grid, rates_at
+from segzoo.models.aspp import ASPP, FEATURES, RATES, conv3x3, dense_encoder, on_grid, rates_at
+from segzoo.models.encoders import in_proportion
 from segzoo.ops.spatial import pad_to_grid
 from segzoo.registry import register
 
@@ -146,7 +147,7 @@ def deeplabv3plus(
     check_choice("separable", separable, (True, False))
     check_rate("dropout", dropout)
     rates = rates_at(output_stride, atrous_rates)
-    net, share = encoder(
+    net = dense_encoder(
         backbone,
         width=width,
         output_stride=output_stride,
@@ -159,7 +160,7 @@ def deeplabv3plus(
             f"backbone {backbone!r} has maps of reductions {net.reductions}; expected one of 4 for "
             "the decoder."
         )
-    features, reduced = (max(1, round(c * share)) for c in (FEATURES, REDUCED))
+    features, reduced = (in_proportion(c, backbone, width) for c in (FEATURES, REDUCED))
     return DeepLabV3Plus(
         num_classes, dtype, axis_name, net, rates, features, reduced, separable, dropout
     )
