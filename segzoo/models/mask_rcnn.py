@@ -8,8 +8,9 @@ Choices the paper leaves, as in torchvision's `maskrcnn_resnet50_fpn`, whose wei
 is frozen (`norm`), and its scale and bias then are no parameters; RoIAlign takes 2 x 2 points a bin
 and puts feature 0 on pixel 0; up to 2000 proposals in training, 1000 else; 512 regions of an image
 are learned from, a quarter of them positive; the true boxes are proposals too; one loss for each
-head and step, each a mean, added up. Ours: what is predicted for padding is not learned from, an
-object that no anchor touches makes no anchor positive, and `crowd` boxes are left out of learning.
+head and step, each a mean, added up. Ours: the masks to learn have their pixels' values at their
+centres, as detections are pasted; anchors on padding are not learned from, an object that no anchor
+touches makes no anchor positive, and `crowd` boxes are left out.
 """
 
 from __future__ import annotations

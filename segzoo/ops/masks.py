@@ -60,7 +60,8 @@ def _interpolation(first: Array, last: Array, pixels: int, cells: int) -> Array:
 def crop_masks(masks: Array, index: Array, boxes: Array, size: int) -> Array:
     """Samples masks of an image in boxes: what a mask head should answer there.
 
-    RoIAlign of the mask, with so many points in a bin that none are further than a pixel apart.
+    RoIAlign of the mask, with so many points in a bin that none are further than a pixel apart, and
+    the values of pixels at their centres: what `paste_masks` undoes.
 
     Args:
         masks: of the objects, either one bitmap each, `[M, H, W]`, or one integer map `[H, W]` with
@@ -86,14 +87,13 @@ def crop_masks(masks: Array, index: Array, boxes: Array, size: int) -> Array:
 def _means(first: Array, last: Array, pixels: int, bins: int) -> Array:
     """`[bins, pixels]` weights of the means over the points of each bin."""
     most = -(-pixels // bins)
-    extent = jnp.maximum(last - first, 1.0)
+    extent = jnp.maximum(last - first, 0.0)
     points = jnp.clip(jnp.ceil(extent / bins), 1, most)
     number = np.arange(most)
-    point = first + extent * (np.arange(bins)[:, None] + (number + 0.5) / points) / bins
-    counts = (number < points) & (point >= -1) & (point <= pixels)
-    point = jnp.clip(point, 0.0, pixels - 1.0)
-    distance = jnp.abs(point[..., None] - np.arange(pixels))
-    weight = jnp.where(counts[..., None], jnp.maximum(0.0, 1.0 - distance), 0.0)
+    point = first + extent * (np.arange(bins)[:, None] + (number + 0.5) / points) / bins - 0.5
+    counts = (number < points)[:, None]
+    distance = jnp.abs(jnp.clip(point, 0.0, pixels - 1.0)[..., None] - np.arange(pixels))
+    weight = jnp.where(counts, jnp.maximum(0.0, 1.0 - distance), 0.0)
     return jnp.sum(weight, axis=1) / points
 
 
