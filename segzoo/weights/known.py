@@ -134,6 +134,10 @@ _TABLE = [
     *_rows("efficientnet_b6", "ap_in1k", 528, 0.942, "bicubic", **_TF_HALF),
     *_rows("efficientnet_b7", "aa_in1k ns_jft_in1k ra_in1k", 600, 0.949, "bicubic", **_TF),
     *_rows("efficientnet_b7", "ap_in1k", 600, 0.949, "bicubic", **_TF_HALF),
+    *_rows("xception41", "tf_in1k", 299, 0.903, "bicubic", statistics=_HALF),
+    *_rows("xception65", "tf_in1k", 299, 0.903, "bicubic", statistics=_HALF),
+    *_rows("xception65", "ra3_in1k", 299, 0.94, "bicubic", statistics=_HALF),
+    *_rows("xception71", "tf_in1k", 299, 0.903, "bicubic", statistics=_HALF),
 ]
 _KNOWN = {row.name: row for row in _TABLE}
 
