@@ -228,40 +228,46 @@ def test_he_uniform():
         assert 0.85 < np.std(value) * np.sqrt(3) / bound < 1.15, name
 
 
-def test_remat_computes_the_same_and_remembers_less(filled):
-    image = random(2, 32, 32, 3)
+class TestRemat:
+    x = random(2, 6, 5, 4)
 
-    def objective(remat):
-        model = tiny(blocks=(6, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1), remat=remat, dropout=0.2)
+    def block(self, remat):
+        return DenseBlock(4, 2, remat, {"dropout": 0.2, "norm": "batch"})
 
-        def loss(params, stats):
-            variables = {"params": params, "batch_stats": stats}
-            rngs = {"dropout": jax.random.key(1)}
-            logits, updates = model.apply(
-                variables, image, train=True, mutable=["batch_stats"], rngs=rngs
-            )
-            return jnp.sin(logits).sum(), updates
+    def variables(self):
+        init = functools.partial(self.block(False).init, train=False)
+        shapes = jax.eval_shape(init, jax.random.key(0), self.x)
+        return jax.tree.map(lambda leaf: jnp.abs(random(*leaf.shape)), shapes)
 
-        return model, loss
+    def objective(self, remat):
+        def loss(params, x):
+            held = {**self.variables(), "params": params}
+            options = {"mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
+            y, updates = self.block(remat).apply(held, x, train=True, **options)
+            return jnp.sin(y).sum(), updates
 
-    model, plain = objective(False)
-    variables = filled(model, image.shape)
-    arguments = (variables["params"], variables["batch_stats"])
-    found = []
-    for loss in (plain, objective(True)[1]):
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
-        found.append(step(*arguments))
-    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3 * max(1.0, float(jnp.abs(a).max())))
+        return loss
 
-    def remembered(loss):
-        def pullback(params, stats):
-            return jax.vjp(lambda p: loss(p, stats)[0], params)[1]
+    def test_remembers_less(self):
+        def remembered(remat):
+            def pullback(params, x):
+                return jax.vjp(lambda *inputs: self.objective(remat)(*inputs)[0], params, x)[1]
 
-        kept = jax.eval_shape(pullback, *arguments)
-        return sum(leaf.size for leaf in jax.tree.leaves(kept))
+            kept = jax.eval_shape(pullback, self.variables()["params"], self.x)
+            return sum(leaf.size for leaf in jax.tree.leaves(kept))
 
-    assert remembered(objective(True)[1]) < 0.6 * remembered(plain)
+        assert remembered(True) < 0.6 * remembered(False)
+        assert segzoo.get("fc_densenet56", remat=True).remat
+
+    @pytest.mark.slow
+    def test_computes_the_same(self):
+        found = []
+        for remat in (False, True):
+            step = jax.value_and_grad(self.objective(remat), argnums=(0, 1), has_aux=True)
+            run = jax.jit(step, compiler_options=QUICKLY)
+            found.append(run(self.variables()["params"], self.x))
+        for plain, again in zip(*map(jax.tree.leaves, found), strict=True):
+            np.testing.assert_allclose(plain, again, atol=1e-3)
 
 
 def test_statistics_of_the_image_at_hand(filled):
