@@ -93,7 +93,10 @@ class SegNet(nn.Module):
                     axis_name=self.axis_name,
                     name=f"{name}_D",
                 )(x, train=train)
-        return Conv(self.num_classes, (3, 3), dtype=jnp.float32, name="conv1_1_D")(x)
+        # Logits keep their precision under bfloat16, whose rounding would decide between classes.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        logits = Conv(self.num_classes, (3, 3), dtype=wide, name="conv1_1_D")(x)
+        return logits.astype(jnp.float32)
 
 
 @register(
