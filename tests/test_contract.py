@@ -222,7 +222,7 @@ def test_four_devices_train_as_one(part):
     found = differences(names)
     assert set(found) == set(names)
     for name, difference in found.items():
-        # Logits and parameters are float32; everything between is float64.
+        # Logits are float32; everything else is float64.
         assert difference["loss"] < 1e-6, name
         assert difference["gradients"] < 1e-5, name
         assert difference["batch_stats"] < 1e-6, name

@@ -49,7 +49,9 @@ def fill(shapes):
                 noise = 1 + 0.1 * np.abs(noise)
             case _:
                 noise *= 0.1
-        return jnp.asarray(noise, jnp.float32)
+        # In float64, as the gradients then are: a bias before batch norm has the gradient 0, but a
+        # device's share of it is not, and would be rounded before the shares are summed.
+        return jnp.asarray(noise)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
