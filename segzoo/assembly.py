@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from segzoo import experiment as experiments
 from segzoo.data.pipeline import Batches, eval_batches
 from segzoo.data.spec import Dataset, DatasetSpec, Example, Source
 from segzoo.data.statistics import median_frequency
-from segzoo.data.transforms import BorderWeight, Fit
+from segzoo.data.transforms import BorderWeight, Fit, FitSides
 from segzoo.errors import SegzooError
 from segzoo.experiment import Experiment
+from segzoo.losses import Loss
 from segzoo.models import fcn
+from segzoo.predict import trained_size
+from segzoo.tasks import Task
 from segzoo.weights import ModelInfo
 
 
@@ -35,6 +39,11 @@ def build_model(experiment: Experiment, spec: DatasetSpec, axis_name: str | None
         raise SegzooError(
             f"model {experiment.model!r} is for {entry.task}, but dataset {spec.name!r} is for "
             f"{spec.task}."
+        )
+    if spec.task == "instance" and (experiment.loss != Loss() or experiment.flip_test):
+        raise SegzooError(
+            f"the model {experiment.model!r} of objects has losses of its own and is scored "
+            "without flips; expected neither loss nor flip_test."
         )
     if experiment.boundary_f1 and spec.task != "semantic":
         raise SegzooError(
@@ -149,13 +158,19 @@ def open_dataset(experiment: Experiment) -> Dataset:
 class Chain:
     """Host transforms one after the other; can be pickled."""
 
-    steps: tuple[Fit | BorderWeight, ...]
+    steps: tuple[Fit | FitSides | BorderWeight, ...]
 
     def __call__(self, example: Example) -> Example:
         """Returns the example after every step."""
         for step in self.steps:
             example = step(example)
         return example
+
+    @property
+    def canvases(self) -> tuple[tuple[int, ...], ...]:
+        """What batches of images of several sizes are padded to, smallest first."""
+        sizes = [step.canvases for step in self.steps if isinstance(step, FitSides)]
+        return sizes[-1] if sizes else ()
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of an image that came in with `shape` `(*S, C)`."""
@@ -166,9 +181,12 @@ class Chain:
 
 def host_transform(experiment: Experiment, source: Source) -> Chain:
     """Returns what is done to every example on the host: its size, and the border map."""
-    steps: list[Fit | BorderWeight] = []
+    steps: list[Fit | FitSides | BorderWeight] = []
     if experiment.image_size is not None:
-        steps.append(Fit(experiment.image_size, experiment.image_fit))
+        if experiment.image_fit == "sides":
+            steps.append(FitSides(experiment.image_size))
+        else:
+            steps.append(Fit(experiment.image_size, experiment.image_fit))
     if experiment.border_weight:
         facts = getattr(source, "facts", None)
         steps.append(BorderWeight(cache_dir=facts and facts / "border_weight"))
@@ -191,10 +209,52 @@ def class_weights(experiment: Experiment, dataset: Dataset) -> jax.Array | None:
     return jnp.asarray(wanted, jnp.float32)
 
 
-def normalise(image: jax.Array, spec: DatasetSpec) -> jax.Array:
-    """Brings an image of 0..255 to zero mean and unit variance, by the dataset's own figures."""
+def normalise(image: jax.Array, spec: DatasetSpec, size: jax.Array | None = None) -> jax.Array:
+    """Brings images of 0..255 to zero mean and unit variance, by the dataset's own figures.
+
+    Args:
+        image: `[..., *S, C]`.
+        spec: its mean and std.
+        size: int `[..., len(S)]`: what lies beyond is padding, and becomes 0, the mean colour.
+    """
     mean, std = jnp.asarray(spec.mean, jnp.float32), jnp.asarray(spec.std, jnp.float32)
-    return (image.astype(jnp.float32) - mean) / std
+    normal = (image.astype(jnp.float32) - mean) / std
+    if size is None:
+        return normal
+    space = image.shape[-1 - size.shape[-1] : -1]
+    for axis, length in enumerate(space):
+        within = jnp.arange(length) < size[..., axis, None]
+        ones = [1] * len(space)
+        ones[axis] = length
+        normal = jnp.where(within.reshape(*size.shape[:-1], *ones, 1), normal, 0.0)
+    return normal
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A source after a host transform."""
+
+    source: Source
+    transform: Chain
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.transform(self.source[index])
+
+
+def begin_tally(experiment: Experiment, dataset: Dataset, split: str, task: Task) -> Any:
+    """Returns the tally of a split before its first batch.
+
+    What a task scores at the images' own size it reads from the source as it is, unless the images
+    are cut, where only what the model sees counts.
+    """
+    source = dataset.source(split)
+    if experiment.image_size is not None and experiment.image_fit == "crop":
+        source = Fitted(source, host_transform(experiment, source))
+    info = model_info(experiment, dataset.spec)
+    return task.begin(source, functools.partial(trained_size, info=info))
 
 
 def eval_batch_size(experiment: Experiment) -> int:

@@ -17,9 +17,7 @@ import numpy as np
 from segzoo import assembly, checkpoint, parallel, provenance, refine, tasks, visualize
 from segzoo import boundary as boundaries
 from segzoo import experiment as experiments
-from segzoo.data.pipeline import Batches
 from segzoo.data.spec import Dataset, DatasetSpec
-from segzoo.errors import SegzooError
 from segzoo.experiment import Experiment
 from segzoo.files import write_atomically
 from segzoo.metrics import predict_classes
@@ -42,16 +40,23 @@ def make_eval_step(
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Returns the body of an evaluation step, to be compiled by `parallel.data_parallel`.
 
-    It maps (variables, batch) to `{"tally", "loss_sum", "loss_count"}`, summed over devices. With
+    It maps (variables, batch) to `{"tally", "loss_sum", "loss_count"}`, those of all devices. With
     `flip` the probabilities are those of `both_ways`.
     """
     predict = both_ways if flip else full_size_logits
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = predict(model, variables, assembly.normalise(batch["image"], spec))
-        total, count = task.loss(logits, batch, experiment.loss, weights)
-        sums = {"tally": task.tally(logits, batch), "loss_sum": total, "loss_count": count}
-        return parallel.psum(sums, axis_name)
+        image = assembly.normalise(batch["image"], spec, batch.get("size"))
+
+        def ask(learning: bool) -> Any:
+            return predict(model, variables, image, **task.inputs(batch, learning=learning))
+
+        answers = ask(learning=True)
+        total, count = task.loss(answers, batch, experiment.loss, weights)
+        # What the two answers share is computed once all the same: the compiler sees to it.
+        tally = task.tally(ask(learning=False) if task.asks_twice else answers, batch)
+        sums = parallel.psum({"loss_sum": total, "loss_count": count}, axis_name)
+        return {**sums, "tally": task.gather(tally)}
 
     return step
 
@@ -81,29 +86,33 @@ def both_ways(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
 def evaluate_split(
     step: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
     variables: Any,
-    batches: Batches,
-) -> tuple[np.ndarray, float]:
-    """Runs a compiled evaluation step over a whole split.
+    experiment: Experiment,
+    dataset: Dataset,
+    split: str,
+    task: tasks.Task,
+) -> tuple[Any, float]:
+    """Runs a compiled evaluation step over a whole split, every example once.
 
     Args:
         step: the body of `make_eval_step` under `parallel.data_parallel`.
         variables: `{"params": ..., "batch_stats": ...}`.
-        batches: from `eval_batches`; every example once.
+        experiment: says how the examples are fitted and read.
+        dataset: holds the split.
+        split: its name.
+        task: what is tallied.
 
     Returns:
-        The tally, int64, and the mean loss over the split's valid pixels.
+        The split's tally, for `task.scores`, and the mean loss over its valid pixels.
     """
-    tally: np.ndarray | None = None
+    tally = assembly.begin_tally(experiment, dataset, split, task)
     total = count = 0.0
-    with batches:
+    with assembly.split_batches(experiment, dataset, split) as batches:
         for batch in batches:
-            inputs = {name: batch[name] for name in tasks.ARRAYS if name in batch}
+            inputs = {name: batch[name] for name in task.arrays if name in batch}
             sums = jax.device_get(step(variables, parallel.shard_batch(inputs)))
-            tally = sums["tally"].astype(np.int64) + (0 if tally is None else tally)
+            tally = task.add(tally, sums["tally"])
             total += float(sums["loss_sum"])
             count += float(sums["loss_count"])
-    if tally is None:
-        raise SegzooError("the split to evaluate is empty.")
     return tally, total / max(count, 1.0)
 
 
@@ -156,7 +165,7 @@ def evaluate_checkpoint(
     spec = dataset.spec
     variables, best_step = checkpoint.restore_variables(folder, mode=experiment.mode)
     model = assembly.build_model(experiment, spec, parallel.AXIS)
-    task = tasks.for_dataset(spec.task, spec.num_classes)
+    task = tasks.for_dataset(spec.task, spec.num_classes, parallel.AXIS)
     weights = assembly.class_weights(experiment, dataset)
     body = make_eval_step(model, task, experiment, spec, weights, parallel.AXIS)
     step = parallel.data_parallel(body)
@@ -165,9 +174,7 @@ def evaluate_checkpoint(
     scores: dict[str, Any] = {}
     if crf is None:
         tally, loss = evaluate_split(
-            step,
-            parallel.replicate(variables),
-            assembly.split_batches(experiment, dataset, split),
+            step, parallel.replicate(variables), experiment, dataset, split, task
         )
         scores = {**task.scores(tally, spec.class_names), "loss": loss}
         if experiment.flip_test:
@@ -190,7 +197,7 @@ def evaluate_checkpoint(
         "split": split,
         "task": spec.task,
         "scores": scores,
-        "confusion": tally.tolist(),
+        "confusion": tally.tolist() if isinstance(tally, np.ndarray) else None,
         "protocol": protocol(experiment, task, split, crf, boundary=boundary),
         "published": None if experiment.published is None else {**vars(experiment.published)},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
@@ -230,11 +237,8 @@ def _flipped(
 ) -> dict[str, Any]:
     """The scores where every image is also predicted mirrored."""
     body = make_eval_step(model, task, experiment, dataset.spec, None, parallel.AXIS, flip=True)
-    tally, _ = evaluate_split(
-        parallel.data_parallel(body),
-        parallel.replicate(variables),
-        assembly.split_batches(experiment, dataset, split),
-    )
+    step = parallel.data_parallel(body)
+    tally, _ = evaluate_split(step, parallel.replicate(variables), experiment, dataset, split, task)
     found = task.scores(tally, dataset.spec.class_names)
     del found["definition"]
     return found

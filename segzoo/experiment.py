@@ -74,8 +74,8 @@ class Experiment:
     """The split reported, once."""
     image_size: tuple[int, ...] | None = None
     """Bring images to this size (height, width) on the host; None keeps their own."""
-    image_fit: Literal["resize", "pad", "crop"] = "resize"
-    """How: stretch, shrink and pad with void, or cut."""
+    image_fit: Literal["resize", "pad", "crop", "sides"] = "resize"
+    """How: stretch, scale and pad with void, cut, or to a shorter side and at most a longer one."""
     border_weight: bool = False
     """Weigh pixels by U-Net's border map (arXiv:1505.04597, eq. 2)."""
     loss: Loss = dataclasses.field(default_factory=Loss)

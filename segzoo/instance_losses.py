@@ -56,7 +56,7 @@ def terms(answers: Mapping[str, Any]) -> dict[str, SumAndCount]:
 
 def total(
     scored: Mapping[str, SumAndCount],
-    images: int,
+    images: int | Array,
     axis_name: str | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> SumAndCount:

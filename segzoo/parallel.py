@@ -108,6 +108,13 @@ def psum(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
+def all_gather(tree: Any, axis_name: str | None) -> Any:
+    """Puts the devices' shares of a batch `[B, ...]` one after the other, on every device."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True), tree)
+
+
 def _local_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (AXIS,))
 

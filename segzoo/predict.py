@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from segzoo.data.transforms import resize
+from segzoo.data.transforms import FitSides, resize
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.pictures import as_picture, read_picture
 from segzoo.tiles import Size, Tiling, bucket, input_window, is_valid, mirror
@@ -33,22 +33,25 @@ WHOLE = 2**21  # pixels or voxels of the largest input that runs in one piece: f
 TILE = {2: 1024, 3: 128}  # default side of a tile by number of spatial axes
 
 
-def full_size_logits(model: nn.Module, variables: Mapping[str, Any], image: jax.Array) -> jax.Array:
+def full_size_logits(
+    model: nn.Module, variables: Mapping[str, Any], image: jax.Array, **told: Any
+) -> jax.Array:
     """Returns logits for every pixel of a batch, also from models with `padding="VALID"`.
 
-    Pure; works under `jit`, where sizes are static. Of every other model, classifiers included, it
-    is the plain application.
+    Pure; works under `jit`, where sizes are static. Of every other model, classifiers and those of
+    objects included, it is the plain application.
 
     Args:
         model: a module.
         variables: its `params` and, where it has any, `batch_stats`.
         image: `[B, *S, C]`, float, already normalised.
+        **told: what else the model takes.
 
     Returns:
         `[B, *S, K]`, float32.
     """
     if not is_valid(model):
-        plain: Any = model.apply(variables, image)
+        plain: Any = model.apply(variables, image, **told)
         return plain
     size = image.shape[1:-1]
     window, before = input_window(model, size)
@@ -66,6 +69,8 @@ def trained_size(size: Size, info: ModelInfo) -> Size:
     """
     if info.image_size is None or info.image_fit == "crop":
         return size
+    if info.image_fit == "sides":
+        return FitSides(info.image_size).output_shape((*size, 1))[:-1]
     if info.image_fit == "resize":
         return info.image_size
     axes = list(zip(info.image_size, size, strict=True))

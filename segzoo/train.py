@@ -16,7 +16,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from segzoo import assembly, evaluate, features, parallel, tasks, transfer
@@ -125,7 +124,7 @@ def make_train_step(
         experiment: loss, augmentation, transfer, accumulation and averaging are read from it.
         model: built with the same `axis_name`.
         optimizer: the optax transformation `create_state` was given.
-        task: what the logits mean.
+        task: what the model's answers mean.
         spec: mean and std of the images.
         class_weights: float32 `[K]`, or None.
         axis_name: the axis of the devices, or None for a single one.
@@ -145,16 +144,16 @@ def make_train_step(
             key = jax.random.fold_in(augment_key, index)
             return augment.apply(experiment.augment, key, example, fill=fill)
 
-        example = {name: batch[name] for name in tasks.ARRAYS if name in batch}
+        example = {name: batch[name] for name in task.arrays if name in batch}
         example = jax.vmap(one)(batch["index"], example)
-        example["image"] = assembly.normalise(example["image"], spec)
+        example["image"] = assembly.normalise(example["image"], spec, example.get("size"))
         return {**example, "features": features.of_batch(batch)}
 
     def gradients(
         plan: Plan, trained: Any, fixed: Any, batch_stats: Any, example: Any, key: jax.Array
     ) -> Any:
         def objective(trained: Any) -> tuple[jax.Array, Any]:
-            logits, updates = plan.apply(
+            answers, updates = plan.apply(
                 model,
                 {"params": transfer.union(fixed, trained), "batch_stats": batch_stats},
                 example["image"],
@@ -162,8 +161,9 @@ def make_train_step(
                 train=True,
                 mutable=collections_,
                 rngs={"dropout": key},
+                **task.inputs(example, learning=True),
             )
-            total, count = task.loss(logits, example, experiment.loss, class_weights)
+            total, count = task.loss(answers, example, experiment.loss, class_weights)
             for auxiliary in jax.tree.leaves(updates.get("aux_logits", {})):
                 extra, _ = task.loss(auxiliary, example, experiment.loss, class_weights)
                 total += experiment.loss.auxiliary * extra
@@ -264,12 +264,11 @@ def train(
     axis_name = None if backend == "jit" else parallel.AXIS
     model = assembly.build_model(experiment, spec, axis_name)
     optimizer = experiment.optimizer.build(experiment.steps)
-    task = tasks.for_dataset(spec.task, spec.num_classes)
+    task = tasks.for_dataset(spec.task, spec.num_classes, axis_name)
     weights = assembly.class_weights(experiment, dataset)
 
     # What would only show at the first evaluation, hours from now, shows here.
-    dataset.source(experiment.val_split)
-    nothing = np.zeros([max(spec.num_classes, 2)] * 2, np.int64)
+    nothing = assembly.begin_tally(experiment, dataset, experiment.val_split, task)
     monitored(experiment, {"loss": None, **task.scores(nothing, spec.class_names)})
 
     source = dataset.source(experiment.train_split)
@@ -364,9 +363,8 @@ def validate(
     experiment: Experiment, step: Any, state: TrainState, dataset: Dataset, task: tasks.Task
 ) -> dict[str, Any]:
     """Returns the loss and the scores of the validation split."""
-    tally, loss = evaluate.evaluate_split(
-        step, state.variables, assembly.split_batches(experiment, dataset, experiment.val_split)
-    )
+    split = experiment.val_split
+    tally, loss = evaluate.evaluate_split(step, state.variables, experiment, dataset, split, task)
     scores = task.scores(tally, dataset.spec.class_names)
     del scores["definition"]
     return {"loss": loss, **scores}

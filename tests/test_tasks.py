@@ -56,5 +56,5 @@ def test_classification_counts_images():
 
 
 def test_a_task_that_cannot_be_trained_is_said():
-    with pytest.raises(SegzooError, match="task 'instance' cannot be trained"):
-        tasks.for_dataset("instance", 3)
+    with pytest.raises(SegzooError, match="the task to train is 'panoptic'; expected one of"):
+        tasks.for_dataset("panoptic", 3)

@@ -245,7 +245,7 @@ def _flip_and_crop(
     output = config.output_size(size)
     flips = _flips(config, numbers, len(size))
     padded = not isinstance(extent[0], int)
-    slack = np.abs(np.subtract(size, output))
+    slack: np.ndarray | jax.Array = np.abs(np.subtract(size, output))
     if padded:  # padding stays at the ends: no crop begins in it, or before the example
         slack = jnp.maximum(jnp.stack(extent) - jnp.asarray(output), 0)
     place = jnp.floor(_place(numbers, len(size)) * (slack + 1)).astype(jnp.int32)

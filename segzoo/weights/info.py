@@ -32,7 +32,8 @@ class ModelInfo:
         task: "semantic", "instance" or "classification".
         in_channels: number of channels of the input.
         image_size: `*S`, the size images were brought to for training; None for their own sizes.
-        image_fit: how: "resize" (stretched), "pad" (scaled to fit) or "crop" (scale unchanged).
+        image_fit: how: "resize" (stretched), "pad" (scaled to fit), "crop" (scale unchanged) or
+            "sides" (the shorter side, and the most of the longer one).
             Prediction brings pictures to the same scale, and its answer back.
         dataset: the name of the dataset trained on.
         step: the training step the weights were taken at.
@@ -168,9 +169,10 @@ class ModelInfo:
                     f"{where}: {name} is {list(values)}; expected {self.in_channels} numbers, "
                     "one per channel."
                 )
-        if self.image_fit not in ("resize", "pad", "crop"):
+        if self.image_fit not in ("resize", "pad", "crop", "sides"):
             raise SegzooError(
-                f"{where}: image_fit is {self.image_fit!r}; expected 'resize', 'pad' or 'crop'."
+                f"{where}: image_fit is {self.image_fit!r}; expected 'resize', 'pad', "
+                "'crop' or 'sides'."
             )
         if not all(value > 0 for value in self.std):
             raise SegzooError(f"{where}: std is {list(self.std)}; expected positive numbers.")

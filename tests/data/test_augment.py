@@ -136,7 +136,9 @@ def test_a_right_angle_is_a_rot90():
     @jax.jit
     def turn(arrays):
         ones = jnp.ones(augment._Draw.HOW_MANY)  # the largest angle
-        return augment._warp(Augment(rotate=90.0), ones, jax.random.key(0), arrays, {})
+        config = Augment(rotate=90.0)
+        size = arrays["image"].shape[:-1]
+        return augment._warp(config, ones, jax.random.key(0), arrays, {}, size)
 
     example = numbered((6, 6))
     result = turn(example)
@@ -231,7 +233,7 @@ def test_elastic_displacements_have_the_asked_deviation_on_the_grid(size, grid):
     @jax.vmap
     def shifts(key):
         own = jnp.stack(jnp.meshgrid(*map(jnp.arange, size), indexing="ij"))
-        return jnp.stack(augment._grid(config, middle, key, size)) - own
+        return jnp.stack(augment._grid(config, middle, key, size, size)) - own
 
     shift = np.asarray(shifts(jax.random.split(jax.random.key(1), 300)))
     assert shift.shape == (300, len(size), *size)
