@@ -161,11 +161,10 @@ def decode_ids(data: bytes, name: str = "mask", *, upright: bool = False) -> np.
             if np.array_equal(red, green) and np.array_equal(red, blue):
                 return np.ascontiguousarray(red)
             raise SegzooError(
-                f"{name}: the mask holds colours; expected one class id per pixel "
-                "(8-bit grey or palette)."
+                f"{name}: the mask holds colours; expected one id per pixel (grey or palette)."
             )
         raise SegzooError(
-            f"{name}: a mask of mode {picture.mode} holds no class ids; expected 8-bit grey or "
+            f"{name}: a mask of mode {picture.mode} holds no ids up to 65535; expected grey or "
             "palette."
         )
 

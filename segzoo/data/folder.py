@@ -10,6 +10,9 @@ each optionally with its colour as three numbers 0..255 (`road 128 64 128`); mas
 painted in those colours, and a line named `void` gives the colour of void. Without `classes.txt`
 the ids that occur are the classes.
 
+Where `instances/` or `annotations.json` stands in the place of `masks/`, it is objects that the
+folder holds: see `segzoo.data.instance_folder`.
+
 Files are read in place: copying them into a tfds dataset would double the disk space, and a folder
 is random access already. What is measured on them (mean, std, frequencies) is kept below
 `data_dir`, under a fingerprint of the files' names, sizes and times.
@@ -18,8 +21,6 @@ is random access already. What is measured on them (mean, std, frequencies) is k
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from segzoo.data import decode
-from segzoo.data.folder_files import Classes, Reading, read_all, read_classes, read_mask
-from segzoo.data.originals import SUFFIXES, Pair, read_bytes
+from segzoo.data.folder_files import Classes, Reading, read_all, read_classes, read_mask, read_pair
+from segzoo.data.folder_tree import (
+    faults_error,
+    files_by_stem,
+    find_splits,
+    fingerprint,
+    subset_key,
+)
+from segzoo.data.instance_folder import InstanceFolderDataset, InstanceSummary, holds_objects
+from segzoo.data.originals import Pair, read_bytes
 from segzoo.data.spec import (
     VOID,
     Dataset,
@@ -40,10 +49,7 @@ from segzoo.data.spec import (
     select,
 )
 from segzoo.data.statistics import remembered
-from segzoo.errors import SegzooError, did_you_mean
-
-SPLITS = ("train", "val", "test")
-FAULTS_SHOWN = 20
+from segzoo.errors import SegzooError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +97,18 @@ class FolderSummary:
 
 def check_folder(
     root: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
-) -> FolderSummary:
+) -> FolderSummary | InstanceSummary:
     """Reads every file of a folder and returns what it holds.
 
     Args:
-        root: laid out as this module says.
+        root: laid out as this module or `instance_folder` says.
         data_dir: where the result is kept, so that unchanged files are not read again.
 
     Raises:
         SegzooError: with all faults found, one sentence each with the file's name.
     """
     place = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
-    return FolderDataset(Path(root).expanduser().absolute(), place.absolute()).summary
+    return _open(Path(root).expanduser().absolute(), place.absolute()).summary
 
 
 class FolderSource:
@@ -153,7 +159,9 @@ class FolderDataset(Dataset):
         faults: list[str] = []
         self._classes = read_classes(root / "classes.txt", faults)
         self._pairs = _find(root, faults)
-        self._facts = data_dir / "segzoo" / "folder" / _fingerprint(root, self._pairs)
+        files = [path for pairs in self._pairs.values() for pair in pairs for path in pair[1:]]
+        name = fingerprint(root, [root / "classes.txt", *files])
+        self._facts = data_dir / "segzoo" / "folder" / name
         if faults:
             # The files that do pair up are read all the same: all faults are told at once.
             self._measure(root, faults)
@@ -163,10 +171,10 @@ class FolderDataset(Dataset):
         self._classes = dataclasses.replace(self._classes, names=self.spec.class_names)
 
     def _measure(self, root: Path, faults: list[str]) -> dict[str, Any]:
-        reading = read_all(root, self._pairs, self._classes, faults)
+        reading = read_all(root, self._pairs, lambda pair: read_pair(pair, self._classes), faults)
         names = _class_names(root, self._classes, reading, faults)
         if faults:
-            raise _error(root, faults)
+            raise faults_error(root, faults)
         mean, std = reading.mean_std()
         ids = [*range(len(names)), VOID]
         return {
@@ -192,9 +200,8 @@ class FolderDataset(Dataset):
             for name, start, stop in select(self.splits, split, self.spec.name)
             for pair in self._pairs[name][start:stop]
         ]
-        # A part of a split is known by its examples: its facts are its own.
-        key = hashlib.sha256("\n".join(str(pair.image) for pair in chosen).encode()).hexdigest()
-        return FolderSource(chosen, self._classes, self.spec.channels, self._facts / key[:16])
+        facts = self._facts / subset_key(pair.image for pair in chosen)
+        return FolderSource(chosen, self._classes, self.spec.channels, facts)
 
 
 @register_dataset("folder")
@@ -204,7 +211,13 @@ def _folder(data_dir: Path, manual_dir: Path | None) -> Dataset:
             "dataset 'folder' needs manual_dir, the folder that holds train/images and "
             "train/masks; or name that folder itself as the dataset, e.g. './cells'."
         )
-    return FolderDataset(manual_dir, data_dir)
+    return _open(manual_dir, data_dir)
+
+
+def _open(root: Path, data_dir: Path) -> FolderDataset | InstanceFolderDataset:
+    """Opens a folder of masks, or of objects where it has those."""
+    kind = InstanceFolderDataset if holds_objects(root) else FolderDataset
+    return kind(root, data_dir)
 
 
 # --- Finding files ------------------------------------------------------------------------------
@@ -212,71 +225,19 @@ def _folder(data_dir: Path, manual_dir: Path | None) -> Dataset:
 
 def _find(root: Path, faults: list[str]) -> dict[str, list[Pair]]:
     """Pairs the files of each split, sorted by name."""
-    if not root.is_dir():
-        raise SegzooError(f"{root}: no such folder; expected one with train/images, train/masks.")
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    pairs: dict[str, list[Pair]] = {}
-    for split in SPLITS:
-        if split in found:
-            pairs[split] = _pair(root, split, faults)
-    for name in found:
-        # Another spelling of a split would be left out in silence.
-        hint = did_you_mean(name, SPLITS)
-        if name not in SPLITS and "mean" in hint:
-            faults.append(f"{name}/: not a split.{hint}")
-    if "train" not in pairs:
-        listed = ", ".join(f"{name}/" for name in found) or "no folders"
-        faults.append(f"train/: missing; expected train/images and train/masks, found {listed}.")
-    return pairs
+    splits = find_splits(root, "train/images and train/masks", faults)
+    return {split: _pair(root, split, faults) for split in splits}
 
 
 def _pair(root: Path, split: str, faults: list[str]) -> list[Pair]:
-    files: dict[str, dict[str, Path]] = {}
-    for kind in ("images", "masks"):
-        folder = root / split / kind
-        if not folder.is_dir():
-            faults.append(f"{split}/{kind}/: missing.")
-            continue
-        files[kind] = _by_stem(root, folder, faults)
-        if not files[kind]:
-            faults.append(f"{split}/{kind}/: holds no image files.")
-    if len(files) < 2 or not all(files.values()):
+    images, masks = (
+        files_by_stem(root, root / split / kind, faults) for kind in ("images", "masks")
+    )
+    if not images or not masks:
         return []
-    images, masks = files["images"], files["masks"]
     faults += [f"{images[s].relative_to(root)}: has no mask." for s in images if s not in masks]
     faults += [f"{masks[s].relative_to(root)}: has no image." for s in masks if s not in images]
     return [Pair(stem, images[stem], masks[stem]) for stem in images if stem in masks]
-
-
-def _by_stem(root: Path, folder: Path, faults: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
-            continue
-        shown = path.relative_to(root)
-        if path.is_dir():
-            faults.append(f"{shown}/: a folder among the files; expected image files only.")
-        elif path.suffix.lower() not in SUFFIXES:
-            faults.append(f"{shown}: not an image file; expected {', '.join(SUFFIXES)}.")
-        elif path.stem in found:
-            faults.append(f"{shown}: has the same stem as {found[path.stem].name}.")
-        else:
-            found[path.stem] = path
-    return found
-
-
-def _fingerprint(root: Path, pairs: Mapping[str, Sequence[Pair]]) -> str:
-    """Returns a name that changes when any file's name, size or time does."""
-    files = [root / "classes.txt"]
-    files += [path for split in pairs.values() for pair in split for path in pair[1:]]
-    digest = hashlib.sha256(str(root).encode())
-    for path in files:
-        try:
-            state = path.stat()
-        except OSError:
-            continue  # reported when it is read
-        digest.update(json.dumps([str(path), state.st_size, state.st_mtime_ns]).encode())
-    return f"{root.name}-{digest.hexdigest()[:16]}"
 
 
 # --- Judging what was read ----------------------------------------------------------------------
@@ -320,12 +281,3 @@ def _summary(root: Path, pairs: Mapping[str, Sequence[Pair]], measured: Any) -> 
         sizes=tuple(tuple(size) for size in measured["sizes"]),
         pixels={split: tuple(counts) for split, counts in measured["pixels"].items()},
     )
-
-
-def _error(root: Path, faults: Sequence[str]) -> SegzooError:
-    if len(faults) == 1:
-        return SegzooError(f"{root}: {faults[0]}")
-    lines = [f"{root}: {len(faults)} faults.", *(f"  {fault}" for fault in faults[:FAULTS_SHOWN])]
-    if len(faults) > FAULTS_SHOWN:
-        lines.append(f"  ... and {len(faults) - FAULTS_SHOWN} more.")
-    return SegzooError("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Reading the files of an own-data folder: class list, images and masks, one fault per sentence."""
+"""Reading the files of an own-data folder: class list, images and masks, a fault per sentence."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from segzoo.data import decode
-from segzoo.data.originals import Pair, check_ids, check_same_size, read_bytes
+from segzoo.data.originals import Pair, check_ids, read_bytes
 from segzoo.data.spec import VOID, Color
 from segzoo.errors import SegzooError
 
@@ -98,14 +99,24 @@ def read_mask(path: Path, classes: Classes) -> np.ndarray:
     Raises:
         SegzooError: when the file is damaged or holds what is no class.
     """
-    data, name = read_bytes(path), str(path)
-    if decode.is_jpeg(data, name):
-        raise SegzooError(f"{name}: a JPEG, whose compression alters class ids; save it as PNG.")
+    data, name = read_lossless(path), str(path)
     if classes.colors and decode.has_colors(data, name):
         image = decode.decode_image(data, 3, name, upright=True)
         return _ids_of_colors(image, classes.colors, name)
     ids = decode.decode_ids(data, name, upright=True)
     return check_ids(ids, len(classes.names) or VOID, name)
+
+
+def read_lossless(path: Path) -> bytes:
+    """Returns the bytes of a file of ids.
+
+    Raises:
+        SegzooError: when it cannot be read, or is a JPEG.
+    """
+    data = read_bytes(path)
+    if decode.is_jpeg(data, str(path)):
+        raise SegzooError(f"{path}: a JPEG, whose compression alters class ids; save it as PNG.")
+    return data
 
 
 def _ids_of_colors(image: np.ndarray, colors: Mapping[Color, int], name: str) -> np.ndarray:
@@ -125,18 +136,43 @@ def _ids_of_colors(image: np.ndarray, colors: Mapping[Color, int], name: str) ->
 
 
 @dataclasses.dataclass
+class Found:
+    """What the files of one example hold, or what is wrong with them.
+
+    Attributes:
+        faults: a sentence each.
+        channels: of the image, 1 or 3.
+        size: of the image, `(H, W)`; None where it cannot be read.
+        levels: how often each value occurs in each channel, int64 [C, 256].
+        ids: how many pixels, or objects, are of which class.
+        overlaps: whether objects share pixels.
+    """
+
+    faults: list[str] = dataclasses.field(default_factory=list)
+    channels: int = 0
+    size: tuple[int, int] | None = None
+    levels: np.ndarray | None = None
+    ids: Counter[int] = dataclasses.field(default_factory=Counter)
+    overlaps: bool = False
+
+
+@dataclasses.dataclass
 class Reading:
     """Sums over all files of a folder.
 
     Attributes:
-        ids: per split, how many pixels have which id.
+        ids: per split, how many pixels, or objects, are of which class.
+        counts: per split, for each example the sum of these.
         sizes: the distinct image sizes, `(H, W)`.
         levels: how often each value occurs in each channel of the training images, int64 [C, 256].
+        overlaps: whether objects of any image share pixels.
     """
 
     ids: dict[str, Counter[int]]
+    counts: dict[str, list[int]]
     sizes: set[tuple[int, int]]
     levels: np.ndarray
+    overlaps: bool = False
 
     def mean_std(self) -> tuple[list[float], list[float]]:
         """Returns each channel's mean and standard deviation over the training images, 0..255."""
@@ -149,40 +185,51 @@ class Reading:
         return mean.tolist(), std.tolist()
 
 
-@dataclasses.dataclass
-class _Read:
-    """What one pair of files holds, or what is wrong with it."""
+class Entry(Protocol):
+    """An example of a folder."""
 
-    faults: list[str]
-    channels: int = 0
-    size: tuple[int, int] | None = None
-    levels: np.ndarray | None = None
-    ids: Counter[int] = dataclasses.field(default_factory=Counter)
+    @property
+    def image(self) -> Path:
+        """The image's file."""
+        ...
+
+
+E = TypeVar("E", bound=Entry)
 
 
 def read_all(
-    root: Path, pairs: Mapping[str, Sequence[Pair]], classes: Classes, faults: list[str]
+    root: Path,
+    entries: Mapping[str, Sequence[E]],
+    read: Callable[[E], Found],
+    faults: list[str],
 ) -> Reading:
     """Reads every file of a folder.
 
     Args:
         root: file names in messages are relative to it.
-        pairs: per split.
-        classes: how masks are read.
+        entries: the examples of each split.
+        read: reads those of an example.
         faults: receives what is wrong, a sentence each.
     """
-    everything = [(split, pair) for split, found in pairs.items() for pair in found]
+    everything = [(split, entry) for split, found in entries.items() for entry in found]
     log.warning("checking %d images and their masks in %s (once)", len(everything), root)
-    reading = Reading({split: Counter() for split in pairs}, set(), np.zeros((3, 256), np.int64))
+    reading = Reading(
+        {split: Counter() for split in entries},
+        {split: [] for split in entries},
+        set(),
+        np.zeros((3, 256), np.int64),
+    )
     first: dict[int, Path] = {}
     kinds: Counter[int] = Counter()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reads = pool.map(lambda entry: _read(entry[1], classes), everything)
-        for (split, pair), found in zip(everything, reads, strict=True):
+        reads = pool.map(lambda pair: read(pair[1]), everything)
+        for (split, entry), found in zip(everything, reads, strict=True):
             faults += [fault.replace(f"{root}{os.sep}", "") for fault in found.faults]
             reading.ids[split].update(found.ids)
+            reading.counts[split].append(found.ids.total())
+            reading.overlaps |= found.overlaps
             if found.size is not None and found.levels is not None:
-                first.setdefault(found.channels, pair.image.relative_to(root))
+                first.setdefault(found.channels, entry.image.relative_to(root))
                 kinds[found.channels] += 1
                 reading.sizes.add(found.size)
                 if split == "train":
@@ -197,11 +244,24 @@ def read_all(
     return reading
 
 
-def _read(pair: Pair, classes: Classes) -> _Read:
-    found = _Read([])
-    image = mask = None
+def read_pair(pair: Pair, classes: Classes) -> Found:
+    """Reads an image and its mask."""
+    found = read_picture(pair.image)
     try:
-        data, name = read_bytes(pair.image), str(pair.image)
+        mask = read_mask(pair.mask, classes)
+        counts = np.bincount(mask.ravel(), minlength=VOID + 1)
+        found.ids = Counter({i: int(counts[i]) for i in np.flatnonzero(counts).tolist()})
+        check_covers(pair.mask, mask, found.size)
+    except SegzooError as error:
+        found.faults.append(str(error))
+    return found
+
+
+def read_picture(path: Path) -> Found:
+    """Reads an image: its channels, its size and how often each value occurs."""
+    found = Found()
+    try:
+        data, name = read_bytes(path), str(path)
         found.channels = decode.image_channels(data, name)
         image = decode.decode_image(data, found.channels, name, upright=True)
         found.size = (image.shape[0], image.shape[1])
@@ -210,15 +270,17 @@ def _read(pair: Pair, classes: Classes) -> _Read:
         )
     except SegzooError as error:
         found.faults.append(str(error))
-    try:
-        mask = read_mask(pair.mask, classes)
-        counts = np.bincount(mask.ravel(), minlength=VOID + 1)
-        found.ids = Counter({i: int(counts[i]) for i in np.flatnonzero(counts).tolist()})
-    except SegzooError as error:
-        found.faults.append(str(error))
-    if image is not None and mask is not None:
-        try:
-            check_same_size(image, mask, str(pair.mask))
-        except SegzooError as error:
-            found.faults.append(str(error))
     return found
+
+
+def check_covers(path: Path, mask: np.ndarray, size: tuple[int, int] | None) -> None:
+    """Checks that a mask covers the pixels of its image, if that could be read.
+
+    Raises:
+        SegzooError: when their heights or widths differ.
+    """
+    if size is not None and mask.shape[:2] != size:
+        raise SegzooError(
+            f"{path}: the image is {size[1]}x{size[0]} and the mask "
+            f"{mask.shape[1]}x{mask.shape[0]} pixels (width x height)."
+        )

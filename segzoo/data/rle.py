@@ -1,9 +1,9 @@
 """Run lengths, COCO's way to write the pixels of an object; polygons become them.
 
 Pixels are counted down the columns, in runs that are in turn outside and inside of the object: a
-list of numbers ("uncompressed") or a short text, six bits a letter ("compressed"). Drawing and
-packing are pycocotools', whose pixels are those that published scores were measured on; it trusts
-what it reads, so everything is checked before.
+list of numbers ("uncompressed") or a short text, six bits a letter ("compressed"). Polygons are
+drawn by pycocotools, whose pixels are those that published scores were measured on; it trusts what
+it reads, so everything is checked before.
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ def encode(segmentation: Any, size: Size) -> bytes:
 
 def decode(runs: Sequence[bytes], size: Size) -> np.ndarray:
     """Returns masks, uint8 `[M, H, W]`, 0 or 1, of what `encode` returned."""
-    if not runs:
-        return np.zeros((0, *size), np.uint8)
-    masks = coco.decode([{"size": list(size), "counts": counts} for counts in runs])
-    return np.ascontiguousarray(np.moveaxis(masks, -1, 0))
+    # pycocotools' own decoder warns with numpy 2, and knows only Fortran's order.
+    columns = np.zeros((len(runs), size[1], size[0]), np.uint8)
+    for mask, counts in zip(columns, runs, strict=True):
+        counted = lengths(counts)
+        mask.flat = np.repeat(np.arange(len(counted), dtype=np.uint8) & 1, counted)
+    return np.ascontiguousarray(np.swapaxes(columns, 1, 2))
 
 
 def lengths(counts: bytes) -> list[int]:
@@ -96,7 +98,7 @@ def lengths(counts: bytes) -> list[int]:
 
 def _checked_runs(segmentation: dict[str, Any], size: Size) -> dict[str, Any]:
     counts = segmentation.get("counts")
-    if tuple(segmentation.get("size") or ()) != size:
+    if segmentation.get("size") != list(size):
         raise OutlineError(
             f"its mask has the size {segmentation.get('size')} but its image {list(size)} (height, "
             "width)"
