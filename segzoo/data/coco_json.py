@@ -188,7 +188,7 @@ class _Reader:
     def note(self) -> str:
         """Returns what was left out, in words."""
         count = sum(self.empty.values())
-        return f"{self.file}: {count} objects have no area, e.g. {self.example}" if count else ""
+        return f"{self.file}: objects without area: {count}, e.g. {self.example}" if count else ""
 
 
 def _at(table: dict[int, T], key: Any) -> T | None:

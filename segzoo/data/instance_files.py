@@ -198,8 +198,8 @@ class Tree:
         ]
         if others and pictures:
             self.notes.append(
-                f"{split}/images/: {len(others)} files are not listed in {JSON} and not used, e.g. "
-                f"{others[0].relative_to(folder)}."
+                f"{split}/images/: files that {JSON} does not list are not used: {len(others)}, "
+                f"e.g. {others[0].relative_to(folder)}."
             )
         return entries
 
