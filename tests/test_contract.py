@@ -22,7 +22,7 @@ from segzoo import registry
 
 # Whatever of these a model accepts makes it small enough to run here; a backbone is put in the place
 # of a larger one alone.
-SMALL = {"width": 8, "aux_loss": True, "backbone": "resnet18"}
+SMALL = {"width": 8, "aux_loss": True, "backbone": "resnet50"}
 # Without the compiler's own optimisations a model is ready in half the time, with the same meaning.
 QUICKLY = {"xla_backend_optimization_level": 0}
 SIZES = [(96, 96), (64, 128), (75, 97)]

@@ -33,7 +33,7 @@ def build(name, axis_name):
     wanted = {"width": 8, "aux_loss": True, "num_classes": 5, "dtype": jnp.float64}
     found = {k: v for k, v in wanted.items() if k in known}
     if known.get("backbone") is not None:
-        found["backbone"] = "resnet18"
+        found["backbone"] = "resnet50"
     return segzoo.get(name, axis_name=axis_name, **found)
 
 
