@@ -133,9 +133,9 @@ def test_objects_without_area_are_left_out_and_counted(write, open_it, caplog):
     with caplog.at_level(logging.WARNING):
         source = open_it().source("train")
     assert [source.objects(i) for i in range(3)] == [1, 0, 0]
-    (said,) = [m for m in caplog.messages if "no area" in m]
+    (said,) = [m for m in caplog.messages if "without area" in m]
     assert said.startswith(
-        "instances_train2017.json: 3 objects have no area, e.g. annotation 0 (000000000000.jpg): "
+        "instances_train2017.json: objects without area: 3, e.g. annotation 0 (000000000000.jpg): "
         "its outline covers no pixel"
     )
 

@@ -184,10 +184,8 @@ def test_the_summary_can_be_read(root, kinds, listed, tmp_path, capsys):
     save(listed / "val/images/more/z.png", color())
     assert main(["check-data", str(listed), "--data-dir", str(tmp_path / "data")]) == 0
     text = capsys.readouterr().out
-    assert "train/annotations.json: 1 objects have no area, e.g. annotation 1 (a.png)" in text
-    assert (
-        "val/images/: 1 files are not listed in annotations.json and not used, e.g. more/z" in text
-    )
+    assert "train/annotations.json: objects without area: 1, e.g. annotation 1 (a.png)" in text
+    assert "files that annotations.json does not list are not used: 1, e.g. more/z.png." in text
 
 
 def test_unchanged_files_are_not_read_again(root, open_it, monkeypatch, tmp_path):
