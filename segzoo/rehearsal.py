@@ -94,7 +94,9 @@ def rehearse(experiment: Experiment, dataset: Dataset, folder: Path) -> Facts:
         patience=None,
         init_from=None,
         init_row=None,
-        pictures=1,
+        pictures=0,
+        boundary_f1=False,
+        flip_test=False,
         optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=0),
     )
     train(short, folder, dataset=few)
