@@ -5,8 +5,9 @@ unpool by max-pooling indices and convolve; FCN's, which reduce the features to 
 learn to up-sample; and fixed bilinear interpolation.
 
 Choices. The sentence "no biases are used after convolutions and no ReLU non-linearity is present in
-the decoder network" is read as one about the decoder (the released encoder has biases); none of the
-published parameter counts, which are rounded to a tenth of a megabyte, tells otherwise. Encoder
+the decoder network" is read as one about the decoder (the released encoder has biases). The
+published parameter counts, rounded to a tenth of a megabyte, are met either way, but for the two
+without reduction: 1.66 million here, 1.625 there, which no reading of the text gives. Encoder
 maps are added after their pool, as Figure 3's caption has it, to the decoder's map of that size, so
 the last decoder adds none. FCN's 8x8 up-sampling kernels are followed by batch norm like every
 other convolution. Pools keep the remainder of an odd size, as in the release.
