@@ -55,8 +55,67 @@ class Order:
         epoch, within = divmod(place, self.length)
         return int(self.permutation(epoch)[within])
 
+    def batch(self, number: int, size: int) -> list[int]:
+        """Returns the examples of batch `number`."""
+        return [self[place] for place in range(number * size, (number + 1) * size)]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.length, self.seed)
+
+
+class GroupedOrder(Order):
+    """An order where each batch is of one group, so that images of like shape share a canvas.
+
+    Every group has a stream of its own: its examples, epoch after epoch, in the order in which
+    `Order` would come to them. Its batches are cut out of that stream, and each is due when the
+    last of its examples would be. So every epoch of a group shows each of its examples once, and
+    groups come as often as they are large.
+
+    Args:
+        groups: of every example, integers `[n]`.
+        seed: of the whole run, at least 0.
+        size: of the batches.
+    """
+
+    def __init__(self, groups: np.ndarray, seed: int, size: int) -> None:
+        super().__init__(len(groups), seed)
+        self.groups, self.size = groups, size
+        self._counts = np.bincount(groups).astype(np.int64)
+
+    def batch(self, number: int, size: int) -> list[int]:
+        """Returns the examples of batch `number`."""
+        assert size == self.size
+        # At most n / size batches are due in an epoch, and few of those due are ever behind.
+        epoch = number * size // self.length
+        while self._due(epoch + 1) <= number:
+            epoch += 1
+        order = self.permutation(epoch)
+        groups = self.groups[order]
+        # Where in its group's stream each example of this epoch is.
+        place = np.empty(self.length, np.int64)
+        for group, count in enumerate(self._counts):
+            place[groups == group] = epoch * count + np.arange(count)
+        last = np.flatnonzero((place + 1) % size == 0)[number - self._due(epoch)]
+        end = int(place[last]) + 1
+        return self._stream(int(groups[last]), end - size, end)
+
+    def _due(self, epoch: int) -> int:
+        """Returns how many batches are due before an epoch begins."""
+        return int((epoch * self._counts // self.size).sum())
+
+    def _stream(self, group: int, start: int, stop: int) -> list[int]:
+        """Returns a part of a group's stream."""
+        count = int(self._counts[group])
+        found: list[int] = []
+        for epoch in range(start // count, (stop - 1) // count + 1):
+            order = self.permutation(epoch)
+            members = order[self.groups[order] == group]
+            first = epoch * count
+            found += members[max(start - first, 0) : stop - first].tolist()
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.groups, self.seed, self.size)
 
 
 class Loader:
@@ -250,8 +309,7 @@ class TrainBatch:
 
     def __call__(self, number: int) -> Batch:
         """Returns the stacked examples and their places in the stream."""
-        first = number * self.batch_size
-        everyone = [self.order[place] for place in range(first, first + self.batch_size)]
+        everyone = self.order.batch(number, self.batch_size)
         mine = everyone[self.offset : self.offset + self.local]
         examples = self.load(mine)
         self.load.check_alike(examples, mine)
@@ -262,8 +320,9 @@ class TrainBatch:
         batch = stack(examples, examples[0], canvas, self.local)
         if "classes" not in batch:
             del batch["size"]  # no label is learned from padding
-        places = range(first + self.offset, first + self.offset + self.local)
-        batch["index"] = (np.asarray(places, np.uint64) % 2**32).astype(np.uint32)
+        first = number * self.batch_size + self.offset
+        places = np.asarray(range(first, first + self.local), np.uint64)
+        batch["index"] = (places % 2**32).astype(np.uint32)
         return batch
 
     def _one_size(self, examples: Sequence[Example], indices: Sequence[int]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ TensorFlow; decoding is `segzoo.data.decode`'s alone. A prepared dataset lies in
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from segzoo.data.spec import (
     register_dataset,
     select,
 )
+from segzoo.data.statistics import remembered
 from segzoo.errors import SegzooError
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     manual_dir: Path | None = None
     """Where the original files are; None for a dataset that needs none."""
+    measured: dict[str, tuple[list[list[int]], list[int]]]
+    """Of every split the images' shapes and the numbers of objects: what was written knows them,
+    and to find out later is to read all of it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # tfds's own registry would clash with its builders of the same names.
@@ -142,10 +147,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
         splits = self.records(self.manual_dir or Path())
-        return {name: self._generate_examples(records) for name, records in splits.items()}
+        return {name: self._generate_examples(name, found) for name, found in splits.items()}
 
-    def _generate_examples(self, records: Records) -> Iterator[tuple[str, Record]]:
+    def _generate_examples(self, split: str, records: Records) -> Iterator[tuple[str, Record]]:
+        shapes, counts = self.measured.setdefault(split, ([], []))
         for example in records:
+            if not self.SHUFFLED:
+                shapes.append([*decode.image_shape(example["image"]), self.SPEC.channels])
+                counts.append(len(example.get("classes", ())))
             yield example["name"], example
 
     # tfds prints these two to stdout; `prepare` logs one line instead.
@@ -339,7 +348,7 @@ def prepare(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
 
 def _run(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
     made = builder(data_dir=directory.parents[1])
-    made.manual_dir = manual_dir
+    made.manual_dir, made.measured = manual_dir, {}
     assert Path(made.data_dir) == directory, (made.data_dir, directory)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
@@ -355,6 +364,12 @@ def _run(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
         raise
+    if not builder.SHUFFLED:
+        for split, (shapes, counts) in made.measured.items():
+            facts = directory / "facts" / _slug(split)
+            remembered(facts / "shape_of_each.json", functools.partial(list, shapes))
+            if builder.SPEC.task == "instance":
+                remembered(facts / "object_counts.json", functools.partial(list, counts))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from segzoo.data.batching import (
     Batch,
     Canvas,
     EvalBatch,
+    GroupedOrder,
     Loader,
     Order,
     TrainBatch,
@@ -26,7 +27,7 @@ from segzoo.data.batching import (
 )
 from segzoo.data.objects import MOST, choose_places
 from segzoo.data.spec import Source
-from segzoo.data.statistics import image_shapes
+from segzoo.data.statistics import image_shapes, shape_of_each
 from segzoo.errors import SegzooError, check_positive_int
 
 T = TypeVar("T")
@@ -127,7 +128,8 @@ def train_batches(
     Returns:
         Batches of `batch_size / process_count` stacked examples with `index` uint32 [B], the
         examples' places in the stream of all processes (modulo 2**32). Of the task "instance" they
-        are padded at their ends to one of the transform's `canvases`, if it has any, and have
+        are padded at their ends to one of the transform's `canvases`, if it has any, those of a
+        batch to the same (see `GroupedOrder`); and have
         `size` int32 [B, number of spatial axes], before padding, and P places for objects:
         `classes` int32 [B, P], `valid` and `crowd` bool [B, P], and `instances` int32 [B, *S] or
         `masks` uint8 [B, P, *S].
@@ -140,11 +142,16 @@ def train_batches(
     check_positive_int("seed", seed, 0)
     check_positive_int("start", start, 0)
     places = choose_places(source, places, MOST)
+    order, canvas = Order(len(source), seed), None
     canvases = getattr(transform, "canvases", ())
-    canvas = Canvas(1, _uniform(source, transform), canvases) if canvases and places else None
+    if canvases and places:
+        canvas = Canvas(1, _uniform(source, transform), canvases)
+        groups = _groups(source, transform, canvas)
+        if groups is not None:
+            order = GroupedOrder(groups, seed, batch_size)
     load = TrainBatch(
         Loader(source, transform, instances, places),
-        Order(len(source), seed),
+        order,
         batch_size,
         process_index * local,
         local,
@@ -246,6 +253,21 @@ def _uniform(source: Source, transform: Transform | None) -> bool | None:
     if shapes is None:
         return None
     return len({output_shape(shape) if output_shape else shape for shape in shapes}) == 1
+
+
+def _groups(source: Source, transform: Transform | None, canvas: Canvas) -> np.ndarray | None:
+    """Returns which of the canvases each example would have alone, int64 [N], if they differ.
+
+    None too where sizes are not known without loading the images.
+    """
+    output_shape = getattr(transform, "output_shape", None)
+    shapes = shape_of_each(source)
+    if canvas.uniform or output_shape is None or shapes is None:
+        return None
+    distinct, of_each = np.unique(shapes, axis=0, return_inverse=True)
+    chosen = [canvas([output_shape(tuple(shape))[:-1]]) for shape in distinct.tolist()]
+    numbers = {choice: number for number, choice in enumerate(sorted(set(chosen)))}
+    return np.array([numbers[choice] for choice in chosen])[of_each.ravel()]
 
 
 def _check(

@@ -63,7 +63,8 @@ def decode(runs: Sequence[bytes], size: Size) -> np.ndarray:
     columns = np.zeros((len(runs), size[1], size[0]), np.uint8)
     for mask, counts in zip(columns, runs, strict=True):
         counted = lengths(counts)
-        mask.flat = np.repeat(np.arange(len(counted), dtype=np.uint8) & 1, counted)
+        inside = np.arange(len(counted), dtype=np.uint8) & 1
+        mask[...] = np.repeat(inside, counted).reshape(mask.shape)
     return np.ascontiguousarray(np.swapaxes(columns, 1, 2))
 
 

@@ -109,16 +109,22 @@ def median_frequency(source: Source, num_classes: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def image_shapes(source: Source) -> set[tuple[int, ...]] | None:
-    """Returns the distinct shapes `[*S, C]` of the images, None if the source cannot tell."""
+def shape_of_each(source: Source) -> np.ndarray | None:
+    """Returns the shape of every image, int64 `[N, axes]`, None if the source cannot tell."""
     shape = getattr(source, "image_shape", None)
     if shape is None:
         return None
 
-    def measure() -> list[tuple[int, ...]]:
-        return sorted({shape(index) for index in range(len(source))})
+    def measure() -> list[list[int]]:
+        return [list(shape(index)) for index in range(len(source))]
 
-    return {tuple(found) for found in _remembered_of(source, "image_shapes", measure)}
+    return np.asarray(_remembered_of(source, "shape_of_each", measure), np.int64)
+
+
+def image_shapes(source: Source) -> set[tuple[int, ...]] | None:
+    """Returns the distinct shapes `[*S, C]` of the images, None if the source cannot tell."""
+    shapes = shape_of_each(source)
+    return None if shapes is None else set(map(tuple, np.unique(shapes, axis=0).tolist()))
 
 
 def object_counts(source: Source) -> np.ndarray:
