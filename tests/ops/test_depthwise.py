@@ -1,11 +1,13 @@
 """Depthwise convolution against `jax.lax`."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from segzoo.cost import multiply_adds
 from segzoo.ops.convolution import conv_general_dilated
 from segzoo.ops.depthwise import depthwise_conv
 
@@ -91,3 +93,31 @@ def test_under_vmap():
     each = [jax.grad(objective, 1)(image, kernel) for image in x]
     together = jax.vmap(jax.grad(objective, 1), (0, None))(x, kernel)
     np.testing.assert_allclose(together, jnp.stack(each), atol=1e-5)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_it_counts_as_a_convolution(monkeypatch, geometry):
+    size, kernel, strides, padding, dilation = geometry
+    x, kernel = jnp.zeros((1, *size, 3)), jnp.ones((*kernel, 1, 3))
+
+    class Module(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(
+                3,
+                kernel.shape[:-2],
+                strides,
+                padding,
+                kernel_dilation=dilation,
+                feature_group_count=3,
+                conv_general_dilated=conv_general_dilated,
+            )(x)
+
+    def program():
+        shapes = jax.eval_shape(Module().init, jax.random.key(0), x)
+        return jax.make_jaxpr(Module().apply)(shapes, x)
+
+    fast = program()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "depthwise" not in str(program())
+    assert multiply_adds(fast) == multiply_adds(program())

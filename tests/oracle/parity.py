@@ -68,7 +68,8 @@ class Case:
     def name(self) -> str:
         """Our model's name, then its overrides; then timm, where torchvision has it too."""
         parts = [self.model, *(f"{key}={value}" for key, value in self.overrides)]
-        return "-".join([*parts, "timm"] if self.library == "timm" else parts)
+        both = any(case.model == self.model and case.library != self.library for case in CASES)
+        return "-".join([*parts, "timm"] if self.library == "timm" and both else parts)
 
     def build(self) -> nn.Module:
         """Returns our network."""
