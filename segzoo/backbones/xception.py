@@ -1,11 +1,12 @@
 """Xception as DeepLab v3+ modified it (Chen et al. 2018, arXiv:1802.02611, Figure 4).
 
 Residual blocks of three atrous separable convolutions (Chollet 2017, arXiv:1610.02357): deeper than
-the original, with strides in the third separable convolution instead of max-pools, and with batch
-norm and ReLU after each depthwise 3x3 convolution too where the block has no shortcut, as the
-authors' release has it: in blocks with a shortcut ReLU comes before each separable convolution, and
-batch norm alone after both of its halves. Padding is symmetric and batch norm's epsilon 1e-3, as
-there and in timm.
+the original, and with strides in the third separable convolution of a block instead of max-pools.
+
+Batch norm follows both halves of every separable convolution. As to ReLU the authors' release, and
+timm with its weights, differ from the paper, and are followed here: blocks with a shortcut have it
+before each separable convolution alone, the last block, without one, after both halves. Padding is
+symmetric and batch norm's epsilon 1e-3, as there.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from segzoo.backbones.by_name import backbone
+from segzoo.backbones.by_name import backbone, backbone_names
 from segzoo.backbones.xception import SeparableConv
-from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.errors import SegzooError, check_choice, check_name, check_positive_int
 from segzoo.layers import ConvNormAct, Dropout
 
 Array = jax.Array
@@ -27,8 +27,8 @@ class ASPP(nn.Module):
 
     A 1x1 convolution, 3x3 convolutions at several rates, and the mean of all places through a 1x1
     convolution, side by side; a 1x1 convolution makes one map of them. All have batch norm and
-    ReLU. In training the statistics of the mean's are over the batch alone, there being one place;
-    under `axis_name` over that of all devices.
+    ReLU. There being one mean an image, its batch norm sees as many values as the batch has images,
+    on all devices of `axis_name`; of one alone it passes on nothing but its offset.
 
     Attributes:
         rates: pixels between the taps of each 3x3 convolution.
@@ -79,7 +79,7 @@ def conv3x3(
         **shared: `dtype` and `axis_name`.
     """
     if separable:
-        return SeparableConv(features, dilation=rate, activation=nn.relu, name=name, **shared)
+        return SeparableConv(features, dilation=rate, name=name, **shared)
     return ConvNormAct(features, dilation=rate, norm="batch", name=name, **shared)
 
 
@@ -106,10 +106,13 @@ def dense_encoder(
     Raises:
         SegzooError: for an unknown encoder, or what this one cannot be given.
     """
+    check_name("backbone", name, backbone_names())
     check_choice("output_stride", output_stride, OUTPUT_STRIDES)
     if width is not None:
         check_positive_int("width", width)
-    chosen = {"width": width, "multi_grid": multi_grid or MULTI_GRID.get(name)}
+    if multi_grid is None:
+        multi_grid = MULTI_GRID.get(name)
+    chosen = {"width": width, "multi_grid": multi_grid}
     return backbone(
         name,
         dtype=dtype,

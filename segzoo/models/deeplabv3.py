@@ -223,7 +223,6 @@ def deeplabv3(
     """DeepLab v3: ResNet-101 with a multi-grid, and a pyramid of atrous convolutions."""
     check_common(num_classes=num_classes, dtype=dtype)
     check_rate("dropout", dropout)
-    rates = rates_at(output_stride, atrous_rates)
     net = dense_encoder(
         backbone,
         width=width,
@@ -232,6 +231,7 @@ def deeplabv3(
         dtype=dtype,
         axis_name=axis_name,
     )
+    rates = rates_at(output_stride, atrous_rates)
     features = in_proportion(FEATURES, backbone, width)
     return DeepLabV3(num_classes, dtype, axis_name, net, rates, features, dropout)
 

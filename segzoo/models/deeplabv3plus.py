@@ -146,7 +146,6 @@ def deeplabv3plus(
     check_common(num_classes=num_classes, dtype=dtype)
     check_choice("separable", separable, (True, False))
     check_rate("dropout", dropout)
-    rates = rates_at(output_stride, atrous_rates)
     net = dense_encoder(
         backbone,
         width=width,
@@ -155,6 +154,7 @@ def deeplabv3plus(
         dtype=dtype,
         axis_name=axis_name,
     )
+    rates = rates_at(output_stride, atrous_rates)
     if LOW_LEVEL not in net.reductions:
         raise SegzooError(
             f"backbone {backbone!r} has maps of reductions {net.reductions}; expected one of 4 for "

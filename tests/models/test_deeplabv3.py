@@ -235,6 +235,8 @@ def test_any_encoder(backbone, expected):
         ("deeplabv3", {"backbone": "resnet5"}, "unknown backbone 'resnet5'. Did you mean"),
         ("deeplabv3", {"backbone": "lenet5"}, "backbone 'lenet5' has no output_stride to set"),
         ("deeplabv3", {"output_stride": 32}, "output_stride is 32; expected one of 8, 16"),
+        ("deeplabv3", {"output_stride": "16"}, "output_stride is '16'; expected one of 8, 16"),
+        ("deeplabv3", {"multi_grid": ()}, "multi_grid is (); expected 3 rates"),
         ("deeplabv3", {"atrous_rates": 6}, "atrous_rates is 6; expected rates, e.g. (6, 12, 18)"),
         ("deeplabv3", {"atrous_rates": ()}, "atrous_rates is (); expected rates"),
         ("deeplabv3", {"atrous_rates": (6, 0)}, "a rate of atrous_rates is 0; expected an integer"),
