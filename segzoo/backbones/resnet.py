@@ -59,15 +59,17 @@ class Block(nn.Module):
 
     Attributes:
         parts: the convolutions of the residual branch, in the order of the data.
-        norm: "batch", "group" or "none".
+        norm: "batch", "group", "frozen" or "none".
         dtype: of the computation.
         axis_name: the mapped axis of batch norm.
+        epsilon: added to the variance.
     """
 
     parts: tuple[Part, ...]
     norm: NormKind = "batch"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -91,6 +93,7 @@ class Block(nn.Module):
             part.dilation,
             padding=((pad, pad), (pad, pad)),
             norm=self.norm,
+            epsilon=self.epsilon,
             activation=jax.nn.identity,
             dtype=self.dtype,
             axis_name=self.axis_name,
@@ -116,13 +119,14 @@ class ResNet(nn.Module):
         width: channels of the first convolution and of the first stage's 3x3 convolutions, 64 in
             the paper; the other stages have 2, 4 and 8 times as many, bottlenecks give 4 times
             their own.
-        norm: "batch" (the paper), "group" or "none".
+        norm: "batch" (the paper), "group", "frozen" or "none".
         output_stride: 8, 16 or 32: input pixels per pixel of the last features.
         multi_grid: unit rates, one for each block of the last stage, or None.
         variant: where a bottleneck has its stride: "torchvision" in the 3x3 convolution, "paper"
             in the first 1x1.
         dtype: of the computation.
         axis_name: the mapped axis of batch norm.
+        epsilon: added to the variance in every normalisation.
 
     Raises:
         SegzooError: for an impossible value of these.
@@ -136,6 +140,7 @@ class ResNet(nn.Module):
     variant: Variant = "torchvision"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         check_choice("depth", self.depth, STAGES)
@@ -188,6 +193,7 @@ class ResNet(nn.Module):
             "norm": self.norm,
             "dtype": self.dtype,
             "axis_name": self.axis_name,
+            "epsilon": self.epsilon,
         }
         stem = ConvNormAct(self.width, 7, 2, padding=((3, 3), (3, 3)), name="stem", **common)
         features = [stem(image, train=train)]

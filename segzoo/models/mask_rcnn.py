@@ -5,12 +5,13 @@ the proposals' features (`roi_heads.py`): classes and boxes, then masks in the b
 have a fixed number of places for what may be there, and tell what is, so that all of it compiles.
 
 Choices the paper leaves, as in torchvision's `maskrcnn_resnet50_fpn`, whose weights fit: batch norm
-is frozen (`norm`), and its scale and bias then are no parameters; RoIAlign takes 2 x 2 points a bin
-and puts feature 0 on pixel 0; up to 2000 proposals in training, 1000 else; 512 regions of an image
-are learned from, a quarter of them positive; the true boxes are proposals too; one loss for each
-head and step, each a mean, added up. Ours: the masks to learn have their pixels' values at their
-centres, as detections are pasted; anchors on padding are not learned from, an object that no anchor
-touches makes no anchor positive, and `crowd` boxes are left out.
+is frozen (`norm`), its scale and bias then being no parameters (the first weights of COCO want
+`norm_epsilon=0`); RoIAlign takes 2 x 2 points a bin and puts feature 0 on pixel 0; up to 2000
+proposals in training, 1000 else; 512 regions of an image are learned from, a quarter of them
+positive; the true boxes are proposals too; the five losses are means, added up. Ours: the masks to
+learn have their pixels' values at their centres, as detections are pasted; anchors on padding are
+not learned from, an object that no anchor touches makes no anchor positive, and `crowd` boxes are
+left out.
 """
 
 from __future__ import annotations
@@ -338,6 +339,7 @@ def _mask_rcnn(
     axis_name: str | None = None,
     width: int = 64,
     norm: NormKind = "frozen",
+    norm_epsilon: float = 1e-5,
     class_agnostic: bool = False,
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512),
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
@@ -369,6 +371,7 @@ def _mask_rcnn(
     _check_numbers("anchor_sizes", anchor_sizes, 5)
     _check_numbers("aspect_ratios", aspect_ratios, None)
     for what, share in (
+        ("norm_epsilon", norm_epsilon),
         ("proposal_threshold", proposal_threshold),
         ("score_threshold", score_threshold),
         ("box_threshold", box_threshold),
@@ -379,7 +382,7 @@ def _mask_rcnn(
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,
-        backbone=ResNet(depth, width, norm, dtype=dtype, axis_name=axis_name),
+        backbone=ResNet(depth, width, norm, dtype=dtype, axis_name=axis_name, epsilon=norm_epsilon),
         width=width,
         class_agnostic=class_agnostic,
         anchor_sizes=tuple(anchor_sizes),

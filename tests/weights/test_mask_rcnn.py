@@ -97,3 +97,20 @@ def test_frozen_norms_are_batch_norms_by_their_statistics(filled):
     expected = jax.jit(trained.apply)(variables, image)
     got = jax.jit(frozen.apply)(traverse_util.unflatten_dict(moved, sep="/"), image)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_weights_of_coco_want_no_epsilon():
+    """Of a variance of 1e-5, 1e-5 more is a factor of the square root of 2."""
+    plain, exact = (
+        segzoo.get("mask_rcnn_resnet50_fpn", width=2, norm_epsilon=epsilon).backbone
+        for epsilon in (1e-5, 0.0)
+    )
+    image = jnp.ones((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda x: plain.init(jax.random.key(0), x, train=False), image)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, 1e-5 if path[-1].key == "var" else 0.1), shapes
+    )
+    first, other = (b.apply(variables, image, train=False)[0] for b in (plain, exact))
+    bias = 0.1
+    scale = (np.asarray(other).max() - bias) / (np.asarray(first).max() - bias)
+    np.testing.assert_allclose(scale, np.sqrt(2), rtol=1e-3)
