@@ -81,7 +81,8 @@ def model_info(experiment: Experiment, spec: DatasetSpec) -> ModelInfo:
 def spatial_dims(experiment: Experiment) -> int:
     """Returns 2 for a model of pictures, 3 for one of volumes."""
     default = len(registry.entry(experiment.model).input_shape) - 1
-    return int(experiment.model_args.get("spatial_dims", default))
+    dims: Any = experiment.model_args.get("spatial_dims", default)
+    return int(dims)
 
 
 def training_shape(experiment: Experiment, source: Source) -> tuple[int, ...]:
@@ -209,7 +210,9 @@ def class_weights(experiment: Experiment, dataset: Dataset) -> jax.Array | None:
     return jnp.asarray(wanted, jnp.float32)
 
 
-def normalise(image: jax.Array, spec: DatasetSpec, size: jax.Array | None = None) -> jax.Array:
+def normalise(
+    image: jax.Array, spec: DatasetSpec | ModelInfo, size: jax.Array | None = None
+) -> jax.Array:
     """Brings images of 0..255 to zero mean and unit variance, by the dataset's own figures.
 
     Args:
@@ -244,15 +247,19 @@ class Fitted:
         return self.transform(self.source[index])
 
 
-def begin_tally(experiment: Experiment, dataset: Dataset, split: str, task: Task) -> Any:
-    """Returns the tally of a split before its first batch.
+def scored_source(experiment: Experiment, source: Source) -> Source:
+    """Returns the examples as they are scored where that is at the images' own size.
 
-    What a task scores at the images' own size it reads from the source as it is, unless the images
-    are cut, where only what the model sees counts.
+    They are those of the source, unless the images are cut, where only what the model sees counts.
     """
-    source = dataset.source(split)
-    if experiment.image_size is not None and experiment.image_fit == "crop":
-        source = Fitted(source, host_transform(experiment, source))
+    if experiment.image_size is None or experiment.image_fit != "crop":
+        return source
+    return Fitted(source, host_transform(experiment, source))
+
+
+def begin_tally(experiment: Experiment, dataset: Dataset, split: str, task: Task) -> Any:
+    """Returns the tally of a split before its first batch."""
+    source = scored_source(experiment, dataset.source(split))
     info = model_info(experiment, dataset.spec)
     return task.begin(source, functools.partial(trained_size, info=info))
 

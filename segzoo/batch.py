@@ -1,23 +1,25 @@
-"""Many pictures on disk -> class ids on disk."""
+"""Many pictures on disk -> class ids, or objects, on disk."""
 
 from __future__ import annotations
 
 import glob
 import io
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from segzoo.data.spec import Color
+from segzoo.data.spec import Color, default_palette
 from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
 from segzoo.pictures import SUFFIXES, VOLUME_SUFFIX, read_picture
 
 if TYPE_CHECKING:
+    from segzoo.instances import Objects
     from segzoo.ops.dense_crf import DenseCRF
 
 
@@ -34,13 +36,18 @@ def predict_files(
 ) -> list[str]:
     """Predicts files and writes `NAME.png`, class ids as palette indices (volumes: `NAME.npy`).
 
+    Of an instance model `NAME.png` holds the numbers of the objects (0 where none is; 16 bits where
+    there are more than 255) and `NAME.json` all detections, best first: `id` in the PNG file (null
+    where others lie over it, or it scores below 0.5), `class`, `class_id`, `score` and `box`, which
+    is y0, x0, y1, x1 in pixels.
+
     A picture that cannot be read does not stop the others.
 
     Args:
         weights: a run folder or a `.safetensors` file.
         images: files, folders (all pictures directly in them) and shell patterns.
         output: a folder, made if missing.
-        overlays: also write `NAME.overlay.png`, the classes over the picture.
+        overlays: also write `NAME.overlay.png`, the classes, or objects, over the picture.
         tile: see `Predictor`.
         overlap: see `Predictor`.
         crf: see `Predictor`.
@@ -55,6 +62,7 @@ def predict_files(
     """
     import jax
 
+    from segzoo.instances import Objects
     from segzoo.predict import Predictor
     from segzoo.visualize import overlay
     from segzoo.weights import load
@@ -67,7 +75,7 @@ def predict_files(
     for path, target in zip(paths, targets, strict=True):
         try:
             picture = read_picture(path, info.in_channels, info.spatial_dims)
-            ids = predictor(picture)
+            found = predictor(picture)
         except SegzooError as error:
             failures.append(str(error))
             continue
@@ -76,16 +84,45 @@ def predict_files(
                 raise
             failures.append(f"{path}: out of memory at {list(picture.shape)}; give a --tile.")
             continue
-        if target.suffix == VOLUME_SUFFIX:
+        if isinstance(found, Objects):
+            _write_objects(target, picture, found, info.class_names, overlays)
+        elif target.suffix == VOLUME_SUFFIX:
             buffer = io.BytesIO()
-            np.save(buffer, ids)
+            np.save(buffer, found)
             write_atomically(target, buffer.getvalue())
         else:
-            write_atomically(target, encode_ids(ids, info.palette))
+            write_atomically(target, encode_ids(found, info.palette))
             if overlays:
-                write_atomically(_overlay_path(target), _png(overlay(picture, ids, info.palette)))
+                shown = overlay(picture, found, info.palette)
+                write_atomically(_overlay_path(target), _png(shown))
         say(f"{path} -> {target}")
     return failures
+
+
+def _write_objects(
+    target: Path, picture: np.ndarray, found: Objects, class_names: Sequence[str], overlays: bool
+) -> None:
+    """Writes the map of objects, the list of them and, where asked for, the picture of both."""
+    from segzoo.instances import CONFIDENT, lay_out
+    from segzoo.object_pictures import draw_objects
+
+    ids = lay_out(found)
+    shown = set(np.unique(ids).tolist())
+    listed = [
+        {
+            "id": number if number in shown else None,
+            "class": class_names[found.classes[number - 1]],
+            "class_id": int(found.classes[number - 1]),
+            "score": round(float(found.scores[number - 1]), 4),
+            "box": [round(float(side), 2) for side in found.boxes[number - 1]],
+        }
+        for number in range(1, len(found) + 1)
+    ]
+    write_atomically(target, encode_objects(ids))
+    write_atomically(target.with_suffix(".json"), (json.dumps(listed, indent=1) + "\n").encode())
+    if overlays:
+        sure = found.only(found.scores >= CONFIDENT)
+        write_atomically(_overlay_path(target), _png(draw_objects(picture, sure, class_names)))
 
 
 def find_images(words: Iterable[str]) -> list[Path]:
@@ -151,6 +188,13 @@ def encode_ids(ids: np.ndarray, palette: tuple[Color, ...]) -> bytes:
     colors = [value for color in palette[:256] for value in color]
     image.putpalette(colors + [0] * (768 - len(colors)))
     return _png(image)
+
+
+def encode_objects(ids: np.ndarray) -> bytes:
+    """Encodes object numbers `[H, W]` as a PNG: of palette indices, or beyond 255 of 16 bits."""
+    if ids.max(initial=0) <= 255:
+        return encode_ids(ids.astype(np.uint8), default_palette(256))
+    return _png(Image.fromarray(ids.astype(np.uint16)))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segzoo import assembly, checkpoint, parallel, provenance, refine, tasks, visualize
+from segzoo import assembly, checkpoint, instances, parallel, provenance, refine, tasks, visualize
 from segzoo import boundary as boundaries
 from segzoo import experiment as experiments
 from segzoo.data.spec import Dataset, DatasetSpec
 from segzoo.experiment import Experiment
 from segzoo.files import write_atomically
 from segzoo.metrics import predict_classes
+from segzoo.object_pictures import object_panel
+from segzoo.object_predict import ObjectPredictor
 from segzoo.ops.dense_crf import DenseCRF, dense_crf, winners
 from segzoo.predict import full_size_logits
 from segzoo.runlog import read_rows
@@ -219,9 +221,11 @@ def evaluate_checkpoint(
         parts += [] if crf is None else ["crf"]
         name = "-".join(["results", *parts]) + ".json"
         write_atomically(folder / name, (json.dumps(record, indent=2) + "\n").encode())
+        pictures = folder / ("predictions" if crf is None else "predictions-crf")
         if spec.task == "semantic":
-            pictures = folder / ("predictions" if crf is None else "predictions-crf")
             draw(pictures, experiment, dataset, split, model, variables, crf)
+        elif spec.task == "instance":
+            draw_detections(pictures, experiment, dataset, split, model, variables)
         if history:
             visualize.curves(folder / "metrics.jsonl").save(folder / "curves.png")
     return record
@@ -292,9 +296,7 @@ def draw(
         return predict_classes(logits) if crf is None else logits
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Spread over the split: neighbours in a split are often frames of one scene.
-    count = min(experiment.pictures, len(source))
-    for index in np.linspace(0, len(source) - 1, count).astype(int).tolist():
+    for index in _spread(experiment.pictures, len(source)):
         example = transform(source[index])
         if example["image"].ndim != 3:
             return  # volumes have no one picture
@@ -311,3 +313,33 @@ def draw(
             title=f"{experiment.row or experiment.model}: {split} {index}",
         )
         panel.save(folder / f"{_safe(split)}-{index:04d}.png")
+
+
+def draw_detections(
+    folder: Path,
+    experiment: Experiment,
+    dataset: Dataset,
+    split: str,
+    model: nn.Module,
+    variables: Any,
+) -> None:
+    """Writes image, truth and detections of the first examples of a split as PNG files."""
+    spec, source = dataset.spec, assembly.scored_source(experiment, dataset.source(split))
+    predictor = ObjectPredictor(model, variables, assembly.model_info(experiment, spec))
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in _spread(experiment.pictures, len(source)):
+        example = source[index]
+        panel = object_panel(
+            example["image"],
+            instances.truth(example),
+            predictor(example["image"]),
+            spec.class_names,
+            title=f"{experiment.row or experiment.model}: {split} {index}",
+        )
+        panel.save(folder / f"{_safe(split)}-{index:04d}.png")
+
+
+def _spread(count: int, length: int) -> list[int]:
+    """Places spread over a split: neighbours in one are often frames of one scene."""
+    places: list[int] = np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+    return places

@@ -16,7 +16,7 @@ from segzoo.losses import Loss
 from segzoo.optim import Optimizer
 from segzoo.transfer import Transfer
 
-ModelValue = int | float | bool | str
+ModelValue = int | float | bool | str | tuple[float, ...]
 T = TypeVar("T")
 # A field that says which row of which table a run is: declared, not given on the command line.
 Fixed = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
@@ -206,10 +206,15 @@ def _build(cls: type[Any], values: dict[str, Any]) -> Any:
             if not isinstance(value, dict):
                 raise TypeError(f"{name} is {value!r}")
             value = _build(nested, value)  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(value)
-        arguments[name] = value
+        arguments[name] = _as_declared(value)
     return cls(**arguments)
+
+
+def _as_declared(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {name: _as_declared(one) for name, one in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def differences(one: Experiment, other: Experiment) -> list[str]:

@@ -81,6 +81,8 @@ def trained_size(size: Size, info: ModelInfo) -> Size:
 class Predictor:
     """Predicts class ids for pictures of any size.
 
+    Of a model of task "instance" it is an `ObjectPredictor`, which finds objects.
+
     Pictures are brought to the scale the model was trained at (`info.image_size`, `info.image_fit`)
     and the logits back to the picture's own. One program is compiled per size of input, on first
     use; sizes are rounded up to few (`tiles.bucket`), except the size of training and those that
@@ -100,6 +102,16 @@ class Predictor:
     Raises:
         SegzooError: for a model of another task, or an impossible tile or overlap.
     """
+
+    def __new__(
+        cls, model: nn.Module, variables: Mapping[str, Any], info: ModelInfo, **options: Any
+    ) -> Any:
+        """Returns an `ObjectPredictor` for a model of task "instance"."""
+        if info.task == "instance":
+            from segzoo.object_predict import ObjectPredictor
+
+            return ObjectPredictor(model, variables, info, **options)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ _PUBLISHED: dict[str, tuple[type, ...]] = {
 TASK_COLUMNS = {
     "semantic": ("miou", "pixel_accuracy", "class_accuracy", "fw_iou", "mean_dice"),
     "classification": ("accuracy", "error"),
+    "instance": ("mask_ap", "mask_ap50", "mask_ap75", "box_ap", "pq"),
 }
 _WORDS = {str: "a string", dict: "an object", list: "a list", int: "an integer", float: "a number"}
 

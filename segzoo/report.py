@@ -27,6 +27,11 @@ _COLUMNS = {
     "flip.miou": "mIoU, flip",
     "accuracy": "accuracy",
     "error": "error",
+    "mask_ap": "mask AP",
+    "mask_ap50": "AP50",
+    "mask_ap75": "AP75",
+    "box_ap": "box AP",
+    "pq": "PQ",
 }
 _DECIMALS = {"accuracy": 2, "error": 2}  # of percent; one for the others
 _PRESETS = {"full": "Full size"}

@@ -262,6 +262,13 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
     return experiment, MadeDataset(spec, size, splits)
 
 
+_HEADLINES = {
+    "semantic": {"miou": "mIoU", "pixel_accuracy": "pixel acc."},
+    "classification": {"accuracy": "accuracy", "error": "error"},
+    "instance": {"mask_ap": "mask AP", "mask_ap50": "AP50", "box_ap": "box AP", "pq": "PQ"},
+}
+
+
 def print_table(records: Sequence[Mapping[str, Any]]) -> None:
     """Prints the headline scores of each record, and those of up to five classes, in percent.
 
@@ -279,12 +286,9 @@ def _print_table(records: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{records[0]['dataset']}, {records[0]['split']} split")
-    semantic = records[0]["task"] == "semantic"
-    names = list(records[0]["scores"]["iou"]) if semantic else []
+    names = list(records[0]["scores"].get("iou", ()))
     names = names if len(names) <= 5 else []
-    shown = {"miou": "mIoU", "pixel_accuracy": "pixel acc."}
-    if not semantic:
-        shown = {"accuracy": "accuracy", "error": "error"}
+    shown = dict(_HEADLINES[records[0]["task"]])
     if any("boundary_f1" in record["scores"] for record in records):
         shown["boundary_f1"] = "BF"
     for column in ("row", "parameters", *shown.values(), *names, "published", "minutes"):

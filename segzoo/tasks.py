@@ -227,7 +227,11 @@ class Instance:
         return total.scores(class_names)
 
 
-_TASKS: dict[str, Callable[[int, str | None], Task]] = {"semantic": Semantic, "classification": Classification, "instance": Instance}
+_TASKS: dict[str, Callable[[int, str | None], Task]] = {
+    "semantic": Semantic,
+    "classification": Classification,
+    "instance": Instance,
+}
 
 
 def for_dataset(task: str, num_classes: int, axis_name: str | None = None) -> Task:

@@ -57,7 +57,7 @@ def overlay(
     Returns:
         An RGB image of the same size.
     """
-    picture = _rgb(image).astype(np.float32)
+    picture = rgb(image).astype(np.float32)
     mixed = (1 - alpha) * picture + alpha * colorize(ids, palette)
     mixed = np.where((ids == VOID)[..., None], picture, mixed)
     return Image.fromarray(np.round(mixed).astype(np.uint8))
@@ -93,7 +93,7 @@ def panel(
         SegzooError: when the sizes of image, truth and prediction differ.
     """
     image, truth, prediction = _middle(image, truth, prediction)
-    cells: list[tuple[str, np.ndarray]] = [("image", _rgb(image))]
+    cells: list[tuple[str, np.ndarray]] = [("image", rgb(image))]
     legend = [(_name(i, class_names), _swatch(i, palette)) for i in _shown(truth, prediction)]
     if truth is None:
         cells.append(("prediction", colorize(prediction, palette)))
@@ -106,7 +106,7 @@ def panel(
         if (truth == VOID).any():
             legend.append(("void", _hatch((14, 14))))
         legend += [("correct", _plain(CORRECT)), ("wrong", _plain(WRONG))]
-    return _compose(title, [(name, _fit(cell)) for name, cell in cells], legend)
+    return compose(title, [(name, _fit(cell)) for name, cell in cells], legend)
 
 
 def grid(panels: Iterable[Image.Image], columns: int = 1) -> Image.Image:
@@ -168,6 +168,9 @@ def curves(metrics: Path | str) -> Image.Image:
         ("miou", "#e8590c"),
         ("pixel_accuracy", "#2b8a3e"),
         ("accuracy", "#2b8a3e"),
+        ("mask_ap", "#e8590c"),
+        ("box_ap", "#2b8a3e"),
+        ("pq", "#4c6ef5"),
     ):
         steps, values = _series(rows, "val", name)
         if steps:
@@ -236,7 +239,8 @@ def _middle(
     return image, truth, prediction
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
+def rgb(image: np.ndarray) -> np.ndarray:
+    """Returns a picture uint8 `[H, W]` or `[H, W, C]` as `[H, W, 3]`."""
     if image.ndim == 2:
         image = image[..., None]
     if image.shape[-1] not in (1, 3):
@@ -296,18 +300,25 @@ def _fit(colors: np.ndarray) -> Image.Image:
 
 
 @functools.cache
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """Returns the font of a size."""
     return ImageFont.load_default(size)
 
 
-def _compose(
+def compose(
     title: str, cells: list[tuple[str, Image.Image]], legend: list[tuple[str, np.ndarray]]
 ) -> Image.Image:
-    """Lays out titles, pictures and the legend, which wraps to the panel's width."""
-    font, bold = _font(15), _font(17)
-    cell_width = max(max(math.ceil(font.getlength(name)), cell.width) for name, cell in cells)
+    """Lays out titles, pictures and the legend, which wraps to the panel's width.
+
+    Args:
+        title: a line above everything; may be empty.
+        cells: pictures of one height, with what stands above each.
+        legend: names and their swatches uint8 `[14, 14, 3]`; may be empty.
+    """
+    plain, bold = font(15), font(17)
+    cell_width = max(max(math.ceil(plain.getlength(name)), cell.width) for name, cell in cells)
     width = len(cells) * (cell_width + _GAP) + _GAP
-    entry_width = [14 + 6 + math.ceil(font.getlength(name)) + 18 for name, _ in legend]
+    entry_width = [14 + 6 + math.ceil(plain.getlength(name)) + 18 for name, _ in legend]
     width = max(width, 2 * _GAP + max(entry_width, default=0))
     places, x, line = [], _GAP, 0
     for entry in entry_width:
@@ -318,17 +329,18 @@ def _compose(
     top = _GAP + (26 if title else 0)
     pictures = top + 24
     below = pictures + cells[0][1].height + _GAP
-    sheet = Image.new("RGB", (width, below + (line + 1) * 24 + _GAP // 2), _PAPER)
+    lines = line + 1 if legend else 0
+    sheet = Image.new("RGB", (width, below + lines * 24 + _GAP // 2), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((_GAP, _GAP - 2), title, _INK, bold)
     for i, (name, cell) in enumerate(cells):
         left = _GAP + i * (cell_width + _GAP)
-        draw.text((left, top), name, _INK, font)
+        draw.text((left, top), name, _INK, plain)
         sheet.paste(cell, (left, pictures))
     for (name, swatch), (left, row) in zip(legend, places, strict=True):
         y = below + row * 24
         sheet.paste(Image.fromarray(swatch), (left, y + 2))
         draw.rectangle((left - 1, y + 1, left + 14, y + 16), outline=_INK)
-        draw.text((left + 20, y), name, _INK, font)
+        draw.text((left + 20, y), name, _INK, plain)
     return sheet
