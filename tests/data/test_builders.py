@@ -171,6 +171,20 @@ def test_dsb_keeps_instances(monkeypatch, manual, tmp_path):
     np.testing.assert_array_equal(example["label"], made["bb"][1] > 0)
 
 
+def test_dsb_is_also_a_dataset_of_objects(monkeypatch, manual, tmp_path):
+    monkeypatch.setattr(dsb2018_nuclei.Dsb2018Nuclei, "SPLITS", dict.fromkeys(DSB, 1))
+    made = listed(manual, DSB, lambda: ids(256), lambda: ids(5) * 3)
+    dataset = get("dsb2018_nuclei_instances", tmp_path)
+    assert dataset.spec.task == "instance"
+    assert dataset.spec.class_names == ("background", "nucleus")
+    example = dataset.source("val")[0]
+    np.testing.assert_array_equal(example["instances"], made["bb"][1] // 3)
+    assert example["classes"].tolist() == [1] * 4
+    # By default its files are where those of the semantic dataset are.
+    with pytest.raises(SegzooError, match="downloads/manual/dsb2018_nuclei: "):
+        data.get("dsb2018_nuclei_instances", data_dir=tmp_path).source("train")
+
+
 def test_dsb_takes_the_competitions_folders(monkeypatch, manual, tmp_path):
     monkeypatch.setattr(dsb2018_nuclei.Dsb2018Nuclei, "SPLITS", dict.fromkeys(DSB, 1))
     first, second = np.zeros((2, 6, 8), np.uint8)

@@ -13,6 +13,7 @@ from pycocotools import mask as runs
 from segzoo import data
 from segzoo.data import coco
 from segzoo.data.pipeline import eval_batches, train_batches
+from segzoo.data.statistics import object_counts
 from segzoo.data.transforms import FitSides
 from segzoo.errors import SegzooError
 
@@ -115,6 +116,15 @@ def test_batches_of_it_have_places_for_all(write, open_it):
     (batch,) = eval_batches(source, batch_size=4)
     np.testing.assert_array_equal(batch["valid"].sum(1), [3, 0, 1, 0])
     assert batch["crowd"].sum() == 1
+
+
+def test_preparing_notes_what_batches_need(write, open_it):
+    write(content())
+    dataset = open_it()
+    source = dataset.source("train")
+    assert json.loads((source.facts / "object_counts.json").read_text()) == [3, 0, 1]
+    assert json.loads((source.facts / "shape_of_each.json").read_text()) == [[8, 12, 3]] * 3
+    assert object_counts(dataset.source("train[1:]")).tolist() == [0, 1]
 
 
 def test_one_split_is_enough_and_said(write, open_it, caplog):

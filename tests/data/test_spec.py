@@ -98,12 +98,19 @@ def test_palette_is_pascal_voc():
         {"palette": ((0, 0, 0),)},
         {"std": (1.0, 1.0)},
         {"mean": (), "std": ()},
+        {"task": "instance", "class_names": ("a", "b")},
+        {"task": "instance", "class_names": ("background",)},
     ],
 )
 def test_impossible_specs_are_refused(change):
-    fields = {"class_names": ("a", "b"), "mean": (1.0,), "std": (1.0,), **change}
+    fields = {"task": "semantic", "class_names": ("a", "b"), "mean": (1.0,), "std": (1.0,)}
     with pytest.raises(SegzooError):
-        DatasetSpec("x", "semantic", **fields)
+        DatasetSpec("x", **{**fields, **change})
+
+
+def test_objects_may_be_of_more_classes_than_pixels():
+    names = ("background", *map(str, range(1203)))
+    assert DatasetSpec("x", "instance", names, (1.0,), (1.0,)).num_classes == 1204
 
 
 def test_255_classes_leave_room_for_void():

@@ -7,6 +7,38 @@ from segzoo.data import statistics
 from segzoo.errors import SegzooError
 
 
+class Sized:
+    """A source of objects that counts what is asked of it."""
+
+    def __init__(self, facts):
+        self.facts, self.asked = facts, 0
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return {"classes": np.ones(index, np.int32)}
+
+    def image_shape(self, index):
+        self.asked += 1
+        return (4 + index // 2, 6, 3)
+
+
+def test_shapes_and_objects_are_measured_once(tmp_path):
+    source = Sized(tmp_path)
+    assert statistics.shape_of_each(source).tolist() == [[4, 6, 3], [4, 6, 3], [5, 6, 3]]
+    assert statistics.image_shapes(source) == {(4, 6, 3), (5, 6, 3)}
+    assert statistics.object_counts(source).tolist() == [0, 1, 2]
+    assert source.asked == 6
+    again = Sized(tmp_path)
+    assert statistics.image_shapes(again) == {(4, 6, 3), (5, 6, 3)}
+    assert statistics.object_counts(again).tolist() == [0, 1, 2]
+    assert again.asked == 0
+    assert statistics.shape_of_each(Listed(LABELS)) is None
+    assert statistics.image_shapes(Listed(LABELS)) is None
+
+
 class Listed:
     """A source of given labels."""
 

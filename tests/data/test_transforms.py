@@ -9,6 +9,7 @@ from PIL import Image
 from segzoo.data.transforms import (
     BorderWeight,
     Fit,
+    FitSides,
     class_balance,
     resize,
     resize_nearest,
@@ -42,6 +43,83 @@ def test_everything_gets_the_size(mode, space):
     assert fit.output_shape(before["image"].shape) == after["image"].shape
     assert set(np.unique(after["label"])) <= set(np.unique(before["label"])) | {255}
     assert pickle.loads(pickle.dumps(fit)) == fit
+
+
+def objects(*space, count=3):
+    """The same objects as bitmaps and as a map of numbers."""
+    instances = RNG.integers(0, count + 1, space, np.int32)
+    places = np.arange(1, count + 1)[:, None, None]
+    return {
+        "image": RNG.integers(0, 256, (*space, 3), np.uint8),
+        "classes": np.arange(1, count + 1, dtype=np.int32),
+        "crowd": np.zeros(count, bool),
+        "instances": instances,
+        "masks": (instances == places).astype(np.uint8),
+    }
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize(
+    "fit",
+    [*(Fit((13, 9), mode) for mode in ("resize", "pad", "crop")), FitSides((13, 20))],
+)
+def test_bitmaps_move_as_a_map_of_numbers(fit, count):
+    before = objects(10, 16, count=count)
+    after = fit(before)
+    assert after["image"].shape == fit.output_shape(before["image"].shape)
+    numbers = np.arange(1, count + 1)[:, None, None]
+    np.testing.assert_array_equal(after["masks"], after["instances"] == numbers)
+    assert after["masks"].dtype == np.uint8
+    assert after["masks"].flags.c_contiguous
+    for key in ("classes", "crowd"):
+        np.testing.assert_array_equal(after[key], before[key])
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        ((480, 640), (800, 1067)),  # COCO's most common size, at Mask R-CNN's scale
+        ((640, 480), (1067, 800)),
+        ((427, 640), (800, 1199)),
+        ((300, 640), (625, 1333)),  # the longer side is full first
+        ((1600, 2000), (800, 1000)),
+        ((800, 1333), (800, 1333)),
+        ((1, 5000), (1, 1333)),
+    ],
+)
+def test_the_shorter_side_gets_its_length_unless_the_longer_would_be_too_long(space, size):
+    fit = FitSides((800, 1333))
+    assert fit.output_shape((*space, 3)) == (*size, 3)
+    height, width = next(
+        canvas for canvas in fit.canvases if canvas[0] >= size[0] and canvas[1] >= size[1]
+    )
+    assert height % 32 == width % 32 == 0
+
+
+def test_canvases_are_few_and_hold_everything():
+    assert FitSides((800, 1333)).canvases == (
+        (800, 1088),
+        (1088, 800),
+        (800, 1344),
+        (1344, 800),
+        (1088, 1088),
+        (1344, 1344),
+    )
+    assert FitSides((64, 64)).canvases == ((64, 64),)
+    assert pickle.loads(pickle.dumps(FitSides([3, 5]))) == FitSides((3, 5))
+    before = objects(6, 8)
+    assert FitSides((6, 8))(before) is before
+
+
+@pytest.mark.parametrize("size", [(800,), (5, 4), (0, 4), (3, 4, 5), (2.5, 4)])
+def test_impossible_sides_are_refused(size):
+    with pytest.raises(SegzooError, match="image_size is"):
+        FitSides(size)
+
+
+def test_sides_are_of_pictures():
+    with pytest.raises(SegzooError, match=r"is for pictures; found the size \(4, 5, 6\)"):
+        FitSides((3, 5)).output_shape((4, 5, 6, 1))
 
 
 def test_the_right_size_is_left_alone():
@@ -220,3 +298,8 @@ def test_impossible_parameters_are_refused():
         BorderWeight(sigma=0)
     with pytest.raises(SegzooError, match="a label for every pixel"):
         weigh(np.array(3, np.int32))
+
+
+def test_borders_are_not_of_objects():
+    with pytest.raises(SegzooError, match="border_weight is for semantic segmentation"):
+        BorderWeight()(objects(6, 8))
