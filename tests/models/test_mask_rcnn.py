@@ -10,6 +10,7 @@ import pytest
 
 import segzoo
 from segzoo import SegzooError, instance_losses
+from segzoo.cost import measure
 from segzoo.models.fpn import FPN
 from segzoo.models.mask_rcnn import MaskRCNN
 from segzoo.models.roi_heads import detect
@@ -348,6 +349,15 @@ def test_the_anchors_of_the_pyramid():
     centers = (anchors[4][:, :2] + anchors[4][:, 2:]) / 2
     assert np.unique(centers[:, 0]).tolist() == [0, 48]
     assert np.unique(centers[:, 1]).tolist() == [0, 64]
+
+
+def test_its_cost_is_told_by_answer():
+    found = measure(build(), SIZE, 3)
+    assert found.output_shape["masks"] == (1, 12, 28, 28)
+    assert found.output_shape["valid"] == (1, 12)
+    # More detections cost more of the mask head, each alike.
+    steps = [measure(build(detections=n), SIZE, 3).macs for n in (10, 11, 12)]
+    assert steps[1] - steps[0] == steps[2] - steps[1] > 0
 
 
 class TestMistakes:
