@@ -96,14 +96,14 @@ def _backward(
         x.shape[1:-1], last, taps[-1].tolist(), pads, strict=True
     ):
         around.append((reach - before, size + before - n))
-    flipped, ones = jnp.flip(kernel, range(rank)), (1,) * rank
+    flipped, ones = jnp.flip(kernel, tuple(range(rank))), (1,) * rank
     for_x = _convolve(full, flipped, ones, tuple(around), dilation)
 
     def for_tap(tap: Array) -> Array:
         met = lax.dynamic_slice(padded, (0, *tap, 0), (len(x), *last, x.shape[-1]))
         product = lax.slice(met, (0,) * met.ndim, met.shape, step).astype(wide) * cotangent
         # Fused with the product, the sum would run over memory channel by channel.
-        return lax.optimization_barrier(product).sum(range(1 + rank))
+        return lax.optimization_barrier(product).sum(tuple(range(1 + rank)))
 
     # One tap after the other: written out they take as long to run, and far longer to compile.
     for_kernel = lax.map(for_tap, jnp.asarray(taps)).reshape(kernel.shape)

@@ -39,7 +39,7 @@ PYRAMID = 2 * (2048 * 256 + 512) + 3 * (9 * 2048 * 256 + 512) + 5 * 256 * 256 + 
 SCORES = 256 * 21 + 21
 
 
-@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
 def test_parameters(count_parameters, depth):
     model = segzoo.get("deeplabv3", backbone=f"resnet{depth}")
     assert count_parameters(model, (1, 33, 33, 3)) == RESNET[depth] + PYRAMID + SCORES
@@ -49,7 +49,7 @@ def test_parameters(count_parameters, depth):
     assert count_parameters(model, (1, 33, 33, 3)) == RESNET[depth] + PYRAMID + SCORES + more
 
 
-@pytest.mark.parametrize("blocks", [4, 5, 7])
+@pytest.mark.parametrize("blocks", [pytest.param(5, marks=pytest.mark.slow), 4])
 def test_parameters_of_the_cascade(count_parameters, blocks):
     unit = 2 * 2048 * 512 + 9 * 512 * 512 + 2 * (2 * 512 + 2048)
     expected = RESNET[101] + 3 * (blocks - 4) * unit + 2048 * 21 + 21
@@ -117,7 +117,7 @@ class Inferring(ASPP):
 BRANCHES = ("conv1x1", "atrous1", "atrous2", "image_pooling")
 
 
-@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("separable", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_each_branch_of_the_pyramid_sees(filled, separable):
     x = random(1, 17, 15, 4)
     aspp = Inferring((2, 5), 8, separable)
@@ -181,7 +181,10 @@ def test_one_image_trains_though_its_mean_is_one_place(filled):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3_cascade", "deeplabv3plus"])
+@pytest.mark.parametrize(
+    "name",
+    ["deeplabv3", pytest.param("deeplabv3_cascade", marks=pytest.mark.slow), "deeplabv3plus"],
+)
 @pytest.mark.parametrize("size", [pytest.param((65, 49), marks=pytest.mark.slow), (64, 50)])
 def test_scores_land_where_their_fields_are_centred(filled, name, size):
     """Cell i is centred on pixel 16 i, and at a quarter of the resolution on pixel 4 i."""

@@ -14,6 +14,7 @@ from segzoo.weights.convert import layouts_of
 from segzoo.weights.names import places
 
 QUICKLY = {"xla_backend_optimization_level": 0}
+SLOW = pytest.mark.slow
 NAMES = ("fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")
 
 
@@ -53,7 +54,7 @@ def test_the_auxiliary_head_is_there_when_asked_for(name):
     assert count == 9 * 1024 * 256 + 2 * 256 + 256 * 21 + 21
 
 
-@pytest.mark.parametrize("name", NAMES[::2])
+@pytest.mark.parametrize("name", [pytest.param("fcn_resnet50", marks=SLOW), "deeplabv3_resnet50"])
 def test_the_auxiliary_logits_change_nothing(filled, name):
     model = segzoo.get(name, width=2, num_classes=3)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 33, 41, 3)), jnp.float32)
@@ -73,6 +74,7 @@ def test_the_auxiliary_logits_change_nothing(filled, name):
     assert used_features(without, variables, image) == (4,)
 
 
+@pytest.mark.slow
 def test_training_with_it_moves_its_statistics_and_without_it_does_not(filled):
     model = segzoo.get("fcn_resnet50", width=2, num_classes=3)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 17, 17, 3)), jnp.float32)
@@ -92,7 +94,7 @@ def test_training_with_it_moves_its_statistics_and_without_it_does_not(filled):
 
 
 @pytest.mark.parametrize("name", NAMES[::2])
-@pytest.mark.parametrize("size", [(1, 1), (7, 30), (64, 65)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 30), pytest.param((64, 65), marks=SLOW)])
 def test_any_size(name, size):
     model = segzoo.get(name, width=1, num_classes=1)
     image = jnp.zeros((1, *size, 1))
@@ -100,7 +102,9 @@ def test_any_size(name, size):
     assert logits.shape == (1, *size, 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if "101" in name else ()) for name in NAMES]
+)
 def test_a_file_of_torchvision_without_the_auxiliary_head_is_complete(name):
     model = segzoo.get(name)
     (whole, encoder) = (layouts := layouts_of(model))[0], layouts[1]
