@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     SHUFFLED: ClassVar[bool] = False
     """False keeps the source's order; True is for sources sorted by class, so that a part of a
     split is a fair sample of it."""
+
+    LARGE: ClassVar[int] = 0
+    """Of a dataset of more than 1 GB, which keeps its order: how many examples make a file."""
 
     manual_dir: Path | None = None
     """Where the original files are; None for a dataset that needs none."""
@@ -347,13 +351,20 @@ def prepare(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
 
 
 def _run(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
-    made = builder(data_dir=directory.parents[1])
+    # Large ones are written beside their place: see `_write_in_order`.
+    beside = directory.parent / f"incomplete.{os.getpid()}"
+    place = beside if builder.LARGE else directory.parents[1]
+    made = builder(data_dir=place, file_format="array_record")
     made.manual_dir, made.measured = manual_dir, {}
-    assert Path(made.data_dir) == directory, (made.data_dir, directory)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with _no_progress_bars():
-            made.download_and_prepare(download_config=config, file_format="array_record")
+        if builder.LARGE:
+            _write_in_order(made)
+            os.rename(made.data_dir, directory)
+        else:
+            assert Path(made.data_dir) == directory, (made.data_dir, directory)
+            with _no_progress_bars():
+                made.download_and_prepare(download_config=config)
     except Exception as error:
         if directory.exists():
             return  # another host, with a lock of its own, was first
@@ -364,12 +375,28 @@ def _run(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
         raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     if not builder.SHUFFLED:
         for split, (shapes, counts) in made.measured.items():
             facts = directory / "facts" / _slug(split)
             remembered(facts / "shape_of_each.json", functools.partial(list, shapes))
             if builder.SPEC.task == "instance":
                 remembered(facts / "object_counts.json", functools.partial(list, counts))
+
+
+def _write_in_order(made: Builder) -> None:
+    """Writes each record as it comes, in shards of some 700 MB.
+
+    tfds's own way sorts all records in memory, and more than 1 GB on disk, by way of TensorFlow.
+    """
+    Path(made.data_dir).mkdir(parents=True)
+    splits = made._split_generators(None)
+    writer = tfds.core.SequentialWriter(made.info, made.LARGE, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    for split, examples in splits.items():
+        writer.add_examples({split: (example for _, example in examples)})
+    writer.close_all()
 
 
 @contextlib.contextmanager

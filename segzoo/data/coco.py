@@ -56,6 +56,7 @@ class Coco(Builder):
 
     SPEC = SPEC
     YEAR: ClassVar[str] = "2017"
+    LARGE: ClassVar[int] = 4000
 
     def records(self, manual_dir: Path) -> Mapping[str, Records]:
         """Returns the splits whose annotations are there, in the order of their lists."""

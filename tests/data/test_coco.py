@@ -118,6 +118,20 @@ def test_batches_of_it_have_places_for_all(write, open_it):
     assert batch["crowd"].sum() == 1
 
 
+def test_large_datasets_are_written_in_order_and_in_parts(write, open_it, monkeypatch, tmp_path):
+    monkeypatch.setattr(coco.Coco, "LARGE", 2)
+    what = content()
+    what["images"].reverse()
+    write(what)
+    dataset = open_it()
+    source = dataset.source("train[1:]")
+    assert len(list((tmp_path / "data").rglob("*.array_record*"))) == 2
+    assert [source.name(i) for i in range(2)] == ["000000000001.jpg", "000000000000.jpg"]
+    assert source[1]["classes"].tolist() == [1, 80, 1]
+    left = {path.name for path in (tmp_path / "data/segzoo/coco").iterdir()}
+    assert left == {"1.0.0", ".lock"}
+
+
 def test_preparing_notes_what_batches_need(write, open_it):
     write(content())
     dataset = open_it()
@@ -211,6 +225,7 @@ def test_wrong_annotations_are_named(write, open_it, kind):
     with pytest.raises(SegzooError, match=message) as caught:
         open_it().source("train")
     assert str(root) in str(caught.value)
+    assert not [p for p in (root.parent / "data").rglob("*") if p.is_file() and p.name != ".lock"]
     assert "\n" not in str(caught.value)
 
 
