@@ -85,9 +85,13 @@ def create_state(
         SegzooError: when the weights to start from do not fit.
     """
 
-    @jax.jit  # the forward pass is dead code in here: only the initialisers are compiled
-    def init(key: jax.Array) -> Any:
+    def draw(key: jax.Array) -> Any:
         return model.init({"params": key}, jnp.zeros((1, *image_shape)))
+
+    # The forward pass is dead code in here: only the initialisers are compiled. They run once, and
+    # on a CPU optimising them takes ten times as long as all of that does without.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(draw, compiler_options=options)
 
     plan = transfer.make_plan(experiment, model, image_shape)
     variables = init(jax.random.key(experiment.seed))
