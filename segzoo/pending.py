@@ -216,7 +216,7 @@ def rehearse(
     data_dir: str | None,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Rehearses rows and keeps the figures in docs/rehearsals.json.
+    """Rehearses rows and keeps the figures in docs/rehearsals.json, row by row.
 
     Args:
         chosen: the rows.
@@ -233,11 +233,15 @@ def rehearse(
         place = None if manual_dirs is None else manual_dirs / item.experiment.dataset
         manual = str(place.absolute()) if place is not None and place.is_dir() else None
         rows.append(dataclasses.replace(item.experiment, manual_dir=manual, data_dir=data_dir))
-    found, failed = in_processes(rows, say)
     labels = [row.label for row in study.declared() if row.preset == "full"]
-    after = {**read(root), **found}
-    kept = {label: after[label] for label in labels if label in after}
-    write_atomically(root / FACTS, (json.dumps(kept, indent=1) + "\n").encode())
+    failed = []
+    for row, facts in in_processes(rows, say):
+        if facts is None:
+            failed.append(row.label)
+            continue
+        known = {**read(root), row.label: facts}
+        kept = {label: known[label] for label in labels if label in known}
+        write_atomically(root / FACTS, (json.dumps(kept, indent=1) + "\n").encode())
     return failed
 
 

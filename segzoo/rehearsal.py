@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,25 +152,25 @@ def in_common(experiment: Experiment) -> str:
 
 def in_processes(
     rows: Sequence[Experiment], say: Callable[[str], None]
-) -> tuple[dict[str, Facts], list[str]]:
+) -> Iterator[tuple[Experiment, Facts | None]]:
     """Rehearses rows, each in a process of its own; rows with all `in_common` once.
+
+    An error of one row, or its want of memory, leaves the others alone.
 
     Args:
         rows: of studies in `experiments/`, by their `name` and `row`, with their data's place.
         say: told of every row.
 
-    Returns:
-        The facts by the rows' labels, and the labels of those that failed: an error of one, or its
-        want of memory, leaves the others alone.
+    Yields:
+        Each row with its facts, as soon as they are there; None where it failed.
     """
     done: dict[str, Facts | None] = {}
     for row in rows:
-        if in_common(row) not in done:
+        shared = in_common(row)
+        if shared not in done:
             say(f"{row.label} ...")
-            done[in_common(row)] = _in_process(row, say)
-    found = {row.label: done[in_common(row)] for row in rows}
-    failed = [label for label, facts in found.items() if facts is None]
-    return {label: facts for label, facts in found.items() if facts is not None}, failed
+            done[shared] = _in_process(row, say)
+        yield row, done[shared]
 
 
 def _in_process(row: Experiment, say: Callable[[str], None]) -> Facts | None:

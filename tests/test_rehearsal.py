@@ -54,7 +54,13 @@ def test_each_row_in_a_process_of_its_own(monkeypatch):
     row = study.find("shapes").row("unet_precision", "quick")
     missing = dataclasses.replace(row, name="camvid_unet", row="unet", data_dir="/nowhere")
     lines = []
-    found, failed = rehearsal.in_processes([row, missing], lines.append)
-    assert set(found) == {row.label}
-    assert failed == [missing.label]
+    again = dataclasses.replace(row, row="other")
+    (one, facts), (two, same), (three, nothing) = rehearsal.in_processes(
+        [row, again, missing], lines.append
+    )
+    assert (one, two, three) == (row, again, missing)
+    assert facts == same
+    assert facts["model"] == "unet_precision"
+    assert nothing is None
+    assert lines[0] == f"{row.label} ..."
     assert any("failed: its process ended with exit code 2" in line for line in lines)
