@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segzoo.data.objects import fill_places
+from segzoo.data.objects import fill_places, pack_masks
 from segzoo.data.spec import NO_PIXELS, VOID, Example, Source
 from segzoo.errors import SegzooError
 
@@ -258,12 +258,22 @@ def stack(
         pattern: an example for the keys and dtypes.
         canvas: the size `*S` to pad to.
         count: the length of the batch.
+
+    Returns:
+        The batch. Masks are packed as `mask_bits`, only as many as the fullest image has: many
+        batches are under way at a time.
     """
-    batch: Batch = {}
+    size = np.zeros((count, len(canvas)), np.int32)
+    for place, example in enumerate(examples):
+        size[place] = example["image"].shape[:-1]
+    batch: Batch = {"size": size}
+    if "masks" in pattern:
+        examples, pattern = [_packed(example) for example in examples], _packed(pattern)
     for key, like in pattern.items():
         shape = like.shape
-        if key == "masks":
-            shape = (like.shape[0], *canvas)
+        if key == "mask_bits":
+            most = max(len(example[key]) for example in [*examples, pattern])
+            shape = (most, *canvas[:-1], -(-canvas[-1] // 8))
         elif key not in NO_PIXELS and np.ndim(like) >= len(canvas):
             shape = (*canvas, *like.shape[len(canvas) :])
         padding = _NO_CLASS if key == "label" and not shape else _PADDING.get(key, 0)
@@ -275,11 +285,12 @@ def stack(
             inside: tuple[Any, ...] = (place, *map(slice, example[key].shape))
             stacked[inside] = example[key]
         batch[key] = stacked
-    size = np.zeros((count, len(canvas)), np.int32)
-    for place, example in enumerate(examples):
-        size[place] = example["image"].shape[:-1]
-    batch["size"] = size
     return batch
+
+
+def _packed(example: Example) -> Example:
+    rest = {key: value for key, value in example.items() if key != "masks"}
+    return {**rest, "mask_bits": pack_masks(example["masks"])}
 
 
 class TrainBatch:

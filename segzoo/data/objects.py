@@ -64,8 +64,8 @@ def fill_places(example: Example, places: int | None, name: str) -> Example:
         name: of the example, for messages.
 
     Returns:
-        The example with `classes` int32 `[P]`, `crowd` and `valid` bool `[P]` and `masks` uint8
-        `[P, *S]` or `instances` int32 `[*S]`.
+        The example with `classes` int32 `[P]`, `crowd` and `valid` bool `[P]` and `instances` int32
+        `[*S]`, or `masks` uint8 `[m, *S]` of the places that are taken.
 
     Raises:
         SegzooError: when the number of places is not known, or `instances` has more numbers than
@@ -84,19 +84,44 @@ def fill_places(example: Example, places: int | None, name: str) -> Example:
                 f"{name} has {count} classes of objects, but its instances go up to {highest}; "
                 "expected m + 1 where object m is, and 0 elsewhere."
             )
-    kept = np.arange(count)
+    kept: np.ndarray | slice = slice(count)
     if count > places:
         kept = np.sort(np.argsort(-_areas(example, count), kind="stable")[:places])
         if "instances" in example:
             numbers = np.zeros(count + 1, np.int32)
             numbers[kept + 1] = np.arange(1, places + 1)
             example["instances"] = numbers[example["instances"]]
-    for key in {"classes", "crowd", "masks"} & example.keys():
-        filled = np.zeros((places, *example[key].shape[1:]), example[key].dtype)
-        filled[: len(kept)] = example[key][kept] if count > places else example[key]
+    if "masks" in example:
+        example["masks"] = example["masks"][kept]
+    taken = min(count, places)
+    for key in ("classes", "crowd"):
+        filled = np.zeros(places, example[key].dtype)
+        filled[:taken] = example[key][kept]
         example[key] = filled
-    example["valid"] = np.arange(places) < len(kept)
+    example["valid"] = np.arange(places) < taken
     return example
+
+
+def pack_masks(masks: np.ndarray) -> np.ndarray:
+    """Packs masks, uint8 `[..., W]` of 0 and 1, eight pixels a byte: `[..., ceil(W / 8)]`."""
+    return np.packbits(masks, axis=-1)
+
+
+def unpack_masks(bits: np.ndarray, places: int, width: int) -> np.ndarray:
+    """Undoes `pack_masks`, and adds the places that are not taken.
+
+    Args:
+        bits: uint8 `[B, m, ..., ceil(W / 8)]`.
+        places: P.
+        width: W.
+
+    Returns:
+        uint8 `[B, P, ..., W]`.
+    """
+    # Zeros that nobody touches take no memory yet.
+    masks = np.zeros((bits.shape[0], places, *bits.shape[2:-1], width), np.uint8)
+    masks[:, : bits.shape[1]] = np.unpackbits(bits, axis=-1, count=width)
+    return masks
 
 
 def _areas(example: Example, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from segzoo.data.batching import (
     TrainBatch,
     Transform,
 )
-from segzoo.data.objects import MOST, choose_places
+from segzoo.data.objects import MOST, choose_places, unpack_masks
 from segzoo.data.spec import Source
 from segzoo.data.statistics import image_shapes, shape_of_each
 from segzoo.errors import SegzooError, check_positive_int
@@ -62,6 +62,11 @@ class Batches(Iterator[Batch]):
         if self._shared:
             # Out of the workers' shared memory, which must not outlive the iterator.
             batch = {key: np.array(value) for key, value in batch.items()}
+        if "mask_bits" in batch:
+            places, width = batch["valid"].shape[1], batch["image"].shape[-2]
+            masks = unpack_masks(batch["mask_bits"], places, width)
+            batch = {key: value for key, value in batch.items() if key != "mask_bits"}
+            batch["masks"] = masks
         return batch
 
     def close(self) -> None:

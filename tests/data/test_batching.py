@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segzoo.data.batching import GroupedOrder
-from segzoo.data.objects import fill_places
+from segzoo.data.objects import fill_places, pack_masks, unpack_masks
 from segzoo.data.pipeline import eval_batches, train_batches
 from segzoo.data.transforms import FitSides
 from segzoo.errors import SegzooError
@@ -111,6 +111,17 @@ def test_of_too_many_the_largest_stay_in_their_order(masks):
     found = filled["masks"] if masks else filled["instances"] == np.arange(1, 4)[:, None, None]
     assert found.sum((1, 2)).tolist() == [5, 7, 3]
     assert fill_places(example, 7, "x")["valid"].tolist() == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize("width", [1, 8, 13])
+def test_packed_masks_come_back(width):
+    masks = np.random.default_rng(0).integers(0, 2, (2, 3, 4, width), np.uint8)
+    bits = pack_masks(masks)
+    assert bits.shape == (2, 3, 4, -(-width // 8))
+    found = unpack_masks(bits, 5, width)
+    np.testing.assert_array_equal(found[:, :3], masks)
+    assert found.shape == (2, 5, 4, width)
+    assert not found[:, 3:].any()
 
 
 def test_what_is_left_out_is_counted_and_said(caplog):
