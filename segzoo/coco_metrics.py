@@ -79,38 +79,39 @@ class Collection:
 
     def _precision(self, iou_type: str, num_classes: int) -> np.ndarray:
         """pycocotools' precision by IoU, recall, class and area; -1 where there is no truth."""
-        from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-        images = [
-            {"id": number, "height": height, "width": width}
-            for number, (height, width) in enumerate(self._sizes, start=1)
-        ]
-        categories = [{"id": number} for number in range(1, num_classes)]
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
-            sets = []
-            for listed in (self._truth, self._found):
-                coco = COCO()
-                coco.dataset = {
-                    "images": images,
-                    "categories": categories,
-                    # Copies, as it writes into them. A true object's area is that of its mask, a
-                    # detection's that of what is compared.
-                    "annotations": [
-                        {**annotation, "area": np.prod(annotation["bbox"][2:])}
-                        if iou_type == "bbox" and listed is self._found
-                        else dict(annotation)
-                        for annotation in listed
-                    ],
-                }
-                coco.createIndex()
-                sets.append(coco)
-            evaluation = COCOeval(*sets, iou_type)
+            evaluation = COCOeval(*self.for_pycocotools(iou_type, num_classes), iou_type)
             evaluation.params.maxDets = [self.limit]
             evaluation.evaluate()
             evaluation.accumulate()
         precision: np.ndarray = evaluation.eval["precision"][..., 0]
         return precision
+
+    def for_pycocotools(self, iou_type: str, num_classes: int) -> tuple[Any, Any]:
+        """Returns truth and detections as two `pycocotools.coco.COCO`, to compare by `iou_type`."""
+        from pycocotools.coco import COCO
+
+        truth, found = COCO(), COCO()
+        images = [
+            {"id": number, "height": height, "width": width}
+            for number, (height, width) in enumerate(self._sizes, start=1)
+        ]
+        for coco, listed in ((truth, self._truth), (found, self._found)):
+            annotations = [dict(annotation) for annotation in listed]  # it writes into them
+            # A true object's area is that of its mask, a detection's that of what is compared.
+            if coco is found and iou_type == "bbox":
+                for annotation in annotations:
+                    annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            coco.dataset = {
+                "images": images,
+                "categories": [{"id": number} for number in range(1, num_classes)],
+                "annotations": annotations,
+            }
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco.createIndex()
+        return truth, found
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -49,6 +49,8 @@ class Optimizer:
         power: of poly, `(1 - progress)^power`; DeepLab: 0.9.
         decay_rate: factor of exponential and step.
         decay_steps: steps in which exponential falls by `decay_rate`, smoothly, and step at once.
+        milestones: of step: the steps of the training, warm-up included, at which it falls, instead
+            of every `decay_steps`.
     """
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
@@ -68,6 +70,7 @@ class Optimizer:
     power: float = 0.9
     decay_rate: float = 0.1
     decay_steps: int | None = None
+    milestones: tuple[int, ...] = ()
     eps_in_root: bool = False
 
     def __post_init__(self) -> None:
@@ -103,7 +106,15 @@ class Optimizer:
         check_positive_int("optimizer.warmup_steps", self.warmup_steps, minimum=0)
         if self.decay_steps is not None:
             check_positive_int("optimizer.decay_steps", self.decay_steps)
-        elif self.schedule in ("exponential", "step"):
+        if self.milestones and (self.schedule != "step" or self.decay_steps is not None):
+            raise SegzooError(
+                f"optimizer.milestones are {self.milestones!r}; expected none unless "
+                "optimizer.schedule is 'step' and optimizer.decay_steps is not given."
+            )
+        for milestone in self.milestones:
+            check_positive_int("a step of optimizer.milestones", milestone)
+        every = self.decay_steps is not None or bool(self.milestones)
+        if self.schedule in ("exponential", "step") and not every:
             raise SegzooError(
                 f"optimizer.schedule {self.schedule!r} needs optimizer.decay_steps, the steps in "
                 "which the learning rate falls by optimizer.decay_rate."
@@ -191,6 +202,10 @@ class Optimizer:
         if self.schedule == "poly":
             return self.final_fraction + falls * (1.0 - progress) ** self.power
         if self.schedule in ("exponential", "step"):
+            if self.milestones:
+                reached = jnp.asarray(self.milestones) <= step + self.warmup_steps
+                exponent = jnp.sum(reached).astype(jnp.float32)
+                return jnp.maximum(self.decay_rate**exponent, self.final_fraction)
             assert self.decay_steps is not None  # checked when made
             if self.schedule == "step":
                 exponent = (step // self.decay_steps).astype(jnp.float32)
