@@ -132,12 +132,11 @@ def train_batches(
 
     Returns:
         Batches of `batch_size / process_count` stacked examples with `index` uint32 [B], the
-        examples' places in the stream of all processes (modulo 2**32). Of the task "instance" they
-        are padded at their ends to one of the transform's `canvases`, if it has any, those of a
-        batch to the same (see `GroupedOrder`); and have
-        `size` int32 [B, number of spatial axes], before padding, and P places for objects:
-        `classes` int32 [B, P], `valid` and `crowd` bool [B, P], and `instances` int32 [B, *S] or
-        `masks` uint8 [B, P, *S].
+        examples' places in the stream of all processes (modulo 2**32). Where the transform has
+        `canvases`, a batch is of images of like shape (see `GroupedOrder`), padded at their ends to
+        one of these. Of the task "instance" there are `size` int32 [B, number of spatial axes],
+        before padding, and P places for objects: `classes` int32 [B, P], `valid` and `crowd` bool
+        [B, P], and `instances` int32 [B, *S] or `masks` uint8 [B, P, *S].
 
     Raises:
         SegzooError: for impossible numbers; from `next`, for examples that cannot be read or have
@@ -149,7 +148,7 @@ def train_batches(
     places = choose_places(source, places, MOST)
     order, canvas = Order(len(source), seed), None
     canvases = getattr(transform, "canvases", ())
-    if canvases and places:
+    if canvases:
         canvas = Canvas(1, _uniform(source, transform), canvases)
         groups = _groups(source, transform, canvas)
         if groups is not None:

@@ -276,11 +276,11 @@ def get(
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Returns a dataset by name, or the folder of images and masks at a path.
+    """Returns a dataset by name, or the folder of images and masks, or objects, at a path.
 
     Args:
-        name: a name from `list_datasets()`, or the path of a folder (`segzoo.data.folder` says
-            how it is laid out), told apart by its having a path separator.
+        name: a name from `list_datasets()`, or the path of a folder (`segzoo.data.folder` and
+            `instance_folder` say how it is laid out), told apart by its having a path separator.
         data_dir: where prepared data is kept; default `$TFDS_DATA_DIR`, else
             `~/tensorflow_datasets`.
         manual_dir: the original files, where the dataset needs them from the user; default

@@ -8,7 +8,7 @@ import pytest
 
 from segzoo.data.batching import Order
 from segzoo.data.pipeline import device_prefetch, eval_batches, train_batches
-from segzoo.data.transforms import Fit
+from segzoo.data.transforms import Fit, FitSides
 from segzoo.errors import SegzooError
 
 
@@ -137,6 +137,14 @@ def test_differing_sizes_need_image_size():
     with pytest.raises(SegzooError, match=r"example \d+ is .x6 but .*: set image_size"):
         take(3, source)
     assert take(1, source, transform=Fit((4, 4)))[0]["image"].shape == (4, 4, 4, 3)
+
+
+def test_sides_pad_labels_with_void():
+    source = Numbered(sizes=((4, 6), (9, 5)))
+    for batch in take(4, source, transform=FitSides((16, 64))):
+        assert batch["image"].shape == (4, 32, 32, 3)
+        assert ((batch["label"] == 255).sum((1, 2)) >= 32 * 32 - 16 * 29).all()
+        assert batch.keys() == {"image", "label", "index"}
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 2}, {"workers": 1}])
