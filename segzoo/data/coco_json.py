@@ -20,6 +20,9 @@ from segzoo.errors import SegzooError, did_you_mean
 
 T = TypeVar("T")
 
+LONGEST = 2**16
+"""No image file has longer sides, in pixels."""
+
 KEYS = ("images", "annotations", "categories")
 
 
@@ -109,14 +112,16 @@ class _Reader:
         self.example = ""
 
     def fault(self, text: str) -> None:
-        self.faults.append(f"{self.file}: {text}.")
+        # JSON may hold what no terminal can show.
+        shown = text.encode(errors="backslashreplace").decode()
+        self.faults.append(f"{self.file}: {shown}.")
 
     def read_categories(
         self, categories: list[dict[str, Any]], annotations: list[dict[str, Any]]
     ) -> None:
         for entry in categories:
-            if type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-                self.fault(f"the category {entry} needs 'id', a whole number, and 'name'")
+            if type(entry.get("id")) is not int or not _is_text(entry.get("name")):
+                self.fault(f"the category {_short(entry)} needs 'id', a whole number, and 'name'")
                 return
         if not categories:
             self.fault("lists no categories")
@@ -139,18 +144,19 @@ class _Reader:
         for entry in images:
             # LVIS gives addresses, which end in the name.
             name = entry.get("file_name") or str(entry.get("coco_url", "")).rpartition("/")[-1]
-            number, height, width = (entry.get(key) for key in ("id", "height", "width"))
-            if type(number) is not int or not name or not isinstance(name, str):
+            number = entry.get("id")
+            size: tuple[Any, Any] = entry.get("height"), entry.get("width")
+            if type(number) is not int or not _is_text(name):
                 self.fault(f"the image {_short(entry)} needs 'id', a whole number, and 'file_name'")
-            elif type(height) is not int or type(width) is not int or min(height, width) < 1:
-                self.fault(f"the image {name} has the height {height} and the width {width}")
+            elif not all(type(side) is int and 0 < side <= LONGEST for side in size):
+                self.fault(f"the image {name} has the height {size[0]} and the width {size[1]}")
             elif number in self.pictures:
                 self.fault(f"{self.pictures[number].name} and {name} have the same id {number}")
             elif name in names:
                 self.fault(f"the image {name} is listed twice")
             else:
                 names.add(name)
-                self.pictures[number] = Picture(name, (height, width), [], [], [])
+                self.pictures[number] = Picture(name, size, [], [], [])
         if not images:
             self.fault("lists no images")
 
@@ -196,9 +202,18 @@ def _at(table: dict[int, T], key: Any) -> T | None:
     return table.get(key) if type(key) is int else None
 
 
+def _is_text(value: Any) -> bool:
+    """Returns whether a value is a text that can be written (JSON has others, too)."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _mask(entry: dict[str, Any], size: tuple[int, int]) -> bytes:
     box = entry.get("bbox")
-    if isinstance(box, list) and len(box) == 4 and not (box[2] > 0 and box[3] > 0):
+    sides = box[2:] if isinstance(box, list) else []
+    if any(type(side) in (int, float) and not side > 0 for side in sides):
         raise rle.NoArea("its box has no area")
     if not entry.get("segmentation"):
         raise rle.NoArea("it has no segmentation")

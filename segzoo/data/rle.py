@@ -105,7 +105,7 @@ def _checked_runs(segmentation: dict[str, Any], size: Size) -> dict[str, Any]:
             "width)"
         )
     if isinstance(counts, str):
-        counts = counts.encode("utf-8")
+        counts = counts.encode("utf-8", "surrogatepass")
     if isinstance(counts, bytes):
         runs = lengths(counts)
     elif isinstance(counts, list) and all(type(run) is int for run in counts):
