@@ -184,7 +184,7 @@ class Tree:
                 folder / picture.name,
                 folder / picture.name.replace("\\", "/").split("/")[-1],
             ]
-            path = next((place for place in places if place.is_file()), None)
+            path = next((p for p in places if p.is_file() and p.is_relative_to(folder)), None)
             if path is None:
                 self.faults.append(f"{split}/images/{picture.name}: missing, listed in {JSON}.")
             else:

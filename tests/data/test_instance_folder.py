@@ -154,9 +154,11 @@ def test_annotations_are_a_dataset(listed, open_it):
     assert source[1]["masks"].shape == (0, 6, 8)
 
 
-def test_file_names_of_other_programs(listed, open_it):
+@pytest.mark.parametrize("place", ["C:\\data\\photos\\a.png", "more/a.png", "{}/elsewhere/a.png"])
+def test_file_names_of_other_programs(listed, open_it, tmp_path, place):
+    save(tmp_path / "elsewhere/a.png", color(3, 3))
     what = annotations()
-    what["images"][0]["file_name"] = "C:\\data\\photos\\a.png"
+    what["images"][0]["file_name"] = place.format(tmp_path)
     what["images"][1] = {"id": 1, "coco_url": "http://x/y/b.png", "height": 6, "width": 8}
     what["categories"].append({"id": 0, "name": "background"})
     write(listed, what)
