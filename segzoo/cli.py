@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _datasets_at(add)
 
-    add = command("rehearse", _rehearse, "Train two steps of each full-size row, for its cost.")
+    add = command("rehearse", _rehearse, "Train one step of each full-size row, for its cost.")
     add.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="these alone")
     add.add_argument("--again", action="store_true", help="also rows that were rehearsed before")
     _datasets_at(add)

@@ -247,7 +247,15 @@ def rehearse(
 
 def tables(root: Path | str = ".") -> list[Table]:
     """Returns the table of rehearsals, for docs/training.md."""
-    head = ["row", "images of a step", "GMACs of one", "dtype", "s a step", "GiB", "device"]
+    head = [
+        "row",
+        "images of a step",
+        "GMACs of one",
+        "dtype",
+        "s to compile and step",
+        "GiB",
+        "device",
+    ]
     head += ["steps", "GPU hours, reckoned"]
     lines = []
     for item in items(root):

@@ -27,7 +27,7 @@ def test_the_first_of_every_split():
 
 
 @pytest.mark.slow
-def test_two_steps_and_what_they_take(shapes_row, tmp_path):
+def test_one_step_and_what_it_takes(shapes_row, tmp_path):
     whole = data.get("shapes")
     facts = rehearsal.rehearse(shapes_row, whole, tmp_path / "run")
     assert facts["steps"] == shapes_row.steps
@@ -35,7 +35,7 @@ def test_two_steps_and_what_they_take(shapes_row, tmp_path):
     assert facts["val_images"] == len(whole.source("val"))
     model = segzoo.get("unet_precision", num_classes=3, **shapes_row.model_args)
     assert facts["train_macs"] == measure(model, (32, 32), 3).macs
-    assert facts["first_seconds"] >= facts["step_seconds"] >= 0
+    assert facts["step_seconds"] > 0
     assert facts["peak_bytes"] > 2**27
 
 
