@@ -38,6 +38,11 @@ class Few:
             raise IndexError(index)
         return self.source[index]
 
+    def __getattr__(self, name: str) -> Any:
+        if name != "objects":  # how many an example has, where examples have objects
+            raise AttributeError(name)
+        return self.source.objects  # type: ignore[attr-defined]
+
 
 class FewOfEach(Dataset):
     """A dataset with the first examples of every split.

@@ -239,6 +239,7 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
     augment = experiment.augment
     if not valid:  # a VALID network needs its own size; the others take any
         augment = dataclasses.replace(augment, crop_size=None)
+    optimizer = experiment.optimizer
     experiment = dataclasses.replace(
         experiment,
         steps=2,
@@ -248,7 +249,12 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
         log_every=1,
         image_size=None,
         augment=augment,
-        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=0),
+        # The rate of the first step of a warm-up: from random weights more may be too much.
+        optimizer=dataclasses.replace(
+            optimizer,
+            learning_rate=optimizer.learning_rate / (optimizer.warmup_steps + 1),
+            warmup_steps=0,
+        ),
         init_from=None,
         init_row=None,
         val_split="val",
