@@ -30,6 +30,12 @@ FULL = make(
 )
 
 
+def test_tuples_among_the_models_overrides_come_back_as_tuples(tmp_path):
+    made = make(model_args={"anchor_sizes": (4, 8.5), "width": 8})
+    experiments.save(made, tmp_path / "config.json")
+    assert experiments.load(tmp_path / "config.json") == made
+
+
 def test_what_is_saved_is_loaded(tmp_path):
     for experiment in (make(), FULL):
         experiments.save(experiment, tmp_path / "config.json")

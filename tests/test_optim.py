@@ -215,3 +215,23 @@ def test_the_command_line_can_override_every_field():
     expected = Optimizer("sgd", momentum=0.9, nesterov=True, clip_norm=1.0)
     assert tyro.cli(Optimizer, args=arguments) == expected
     hash(dataclasses.replace(expected))
+
+
+def test_the_rate_falls_at_the_milestones_counted_with_the_warm_up():
+    optimizer = Optimizer(learning_rate=0.5, schedule="step", milestones=(6, 8), warmup_steps=3)
+    rate = optimizer.learning_rate_at(10)
+    rates = [float(rate(step)) for step in (0, 3, 5, 6, 7, 8, 9)]
+    np.testing.assert_allclose(rates, [0.125, 0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"milestones": (5,)},
+        {"milestones": (5,), "schedule": "step", "decay_steps": 3},
+        {"milestones": (0,), "schedule": "step"},
+    ],
+)
+def test_milestones_are_steps_of_the_schedule_step_alone(wrong):
+    with pytest.raises(SegzooError, match=r"optimizer\.milestones"):
+        Optimizer(**wrong)
