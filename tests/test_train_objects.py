@@ -180,6 +180,5 @@ def test_four_devices_take_the_steps_of_one():
         said.append(json.loads(output.splitlines()[-1]))
     one, four = said
     assert one["images"] == four["images"] == 3  # three images on four devices, once each
-    for ours, theirs in zip(one["metrics"], four["metrics"], strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-3)
-    assert one["loss"] == pytest.approx(four["loss"], rel=2e-3)
+    assert one["metrics"][0] == pytest.approx(four["metrics"][0], rel=1e-5)
+    assert one["loss"] == pytest.approx(four["loss"], rel=1e-3)

@@ -2,7 +2,7 @@
 
     python tests/programs/tiny_objects.py DEVICES
 
-prints what three steps and an evaluation give on so many devices.
+prints what a step and an evaluation give on so many devices.
 """
 
 import json
@@ -162,4 +162,6 @@ def run(experiment, dataset, steps):
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(experiment(), Shapes(), 2)))
+    # Adam divides by the gradient's size: where that is all rounding, so is its direction.
+    plain = Optimizer(name="sgd", learning_rate=1e-3)
+    print(json.dumps(run(experiment(optimizer=plain), Shapes(), 1)))
