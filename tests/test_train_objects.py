@@ -95,12 +95,14 @@ def test_a_run_is_scored_drawn_and_used(overfitted, tiny_objects, tmp_path):
     assert record["confusion"] is None
     assert "pycocotools" in record["protocol"]
     (panel,) = (folder / "predictions").glob("*.png")
-    assert Image.open(panel).width > 3 * 480
+    with Image.open(panel) as picture:
+        assert picture.width > 3 * 480
 
     example = tiny_objects.Source(8)[3]
     Image.fromarray(example["image"]).save(tmp_path / "a.png")
     assert predict_files(folder, [str(tmp_path / "a.png")], tmp_path / "out", overlays=True) == []
-    ids = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        ids = np.asarray(picture)
     listed = json.loads((tmp_path / "out" / "a.json").read_text())
     assert (tmp_path / "out" / "a.overlay.png").exists()
     named = {entry["id"]: entry["class"] for entry in listed if entry["id"] is not None}
@@ -108,17 +110,13 @@ def test_a_run_is_scored_drawn_and_used(overfitted, tiny_objects, tmp_path):
     for m, number in enumerate(example["classes"], start=1):
         pixels = ids[example["instances"] == m]
         most = np.bincount(pixels).argmax()
-        assert named[int(most)] == experiment_class(tiny_objects, number)
+        assert named[int(most)] == tiny_objects.Shapes.spec.class_names[number]
     twice = segzoo.Predictor(*segzoo.load(folder))(
         np.kron(example["image"], np.ones((2, 2, 1), np.uint8))
     )
     assert twice.masks.shape[1:] == (128, 128)
     with pytest.raises(SegzooError, match="tile is given, but model 'tiny_objects' finds objects"):
         segzoo.Predictor(*segzoo.load(folder), tile=64)
-
-
-def experiment_class(tiny_objects, number):
-    return tiny_objects.Shapes.spec.class_names[number]
 
 
 @pytest.mark.slow
