@@ -20,8 +20,8 @@ import pytest
 import segzoo
 from segzoo import registry
 
-# Whatever of these a model accepts makes it small enough to run here; a backbone is put in the place
-# of a larger one alone.
+# Whatever of these a model accepts makes it small enough to run here; the backbone only takes the
+# place of another.
 SMALL = {"width": 8, "aux_loss": True, "backbone": "resnet50"}
 # Without the compiler's own optimisations a model is ready in half the time, with the same meaning.
 QUICKLY = {"xla_backend_optimization_level": 0}
