@@ -267,6 +267,7 @@ def stack(
     for place, example in enumerate(examples):
         size[place] = example["image"].shape[:-1]
     batch: Batch = {"size": size}
+    space = pattern["image"].shape[:-1]  # what has this shape too is made of pixels
     if "masks" in pattern:
         examples, pattern = [_packed(example) for example in examples], _packed(pattern)
     for key, like in pattern.items():
@@ -274,7 +275,7 @@ def stack(
         if key == "mask_bits":
             most = max(len(example[key]) for example in [*examples, pattern])
             shape = (most, *canvas[:-1], -(-canvas[-1] // 8))
-        elif key not in NO_PIXELS and np.ndim(like) >= len(canvas):
+        elif key not in NO_PIXELS and shape[: len(canvas)] == space:
             shape = (*canvas, *like.shape[len(canvas) :])
         padding = _NO_CLASS if key == "label" and not shape else _PADDING.get(key, 0)
         if len(examples) == count and all(example[key].shape == shape for example in examples):
