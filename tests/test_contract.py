@@ -87,14 +87,11 @@ UNPUBLISHED = {"attention_unet": 33_452_893}
 
 
 @each(one_of_a_kind=False, instance_models=True)
-def test_the_published_number_of_parameters(name):
+def test_the_published_number_of_parameters_each_in_one_stage(name):
     published = registry.entry(name).parameters
     assert (published is None) == (name in UNPUBLISHED)
     assert parameters(name) == (published or UNPUBLISHED[name])
 
-
-@each(one_of_a_kind=False, instance_models=True)
-def test_every_parameter_of_a_backbone_belongs_to_one_stage(name):
     backbone = getattr(segzoo.get(name), "backbone", None)
     if backbone is None:
         assert "backbone" not in shapes_at_full_size(name)["params"]
@@ -169,6 +166,7 @@ def test_every_parameter_has_a_gradient(filled, name):
         assert np.any(gradient != 0), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @each(one_of_a_kind=True)
 def test_statistics_move_in_training_alone(filled, name):
     model = small(name, num_classes=5)

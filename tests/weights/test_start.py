@@ -23,6 +23,7 @@ NETWORKS = {
     "inception_v2": ("pretrainedmodels",),
     "densenet121": ("torchvision", "timm"),
     "efficientnet_b0": ("torchvision", "timm"),
+    "xception41": ("timm",),
 }
 CASES = [(name, library) for name, libraries in NETWORKS.items() for library in libraries]
 SHAPE = (64, 64, 3)
