@@ -213,9 +213,9 @@ def kinds():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(6))
 def test_four_devices_train_as_one(part):
-    names = kinds()[part::3]
+    names = kinds()[part::6]
     assert names
     found = differences(names)
     assert set(found) == set(names)
