@@ -1,11 +1,13 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and JSON read from them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from segzoo.errors import SegzooError
 
@@ -41,3 +43,18 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_object(path: Path | str) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+        SegzooError: names the file when it is missing, unreadable, not JSON or not an object.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
+        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise SegzooError(f"{path} holds a {type(found).__name__}; expected an object.")
+    return found

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from segzoo import study
 from segzoo.errors import SegzooError, check_name
 from segzoo.experiment import Experiment
-from segzoo.files import write_atomically
+from segzoo.files import read_object, write_atomically
 from segzoo.rehearsal import Facts, in_processes
 from segzoo.report import Table, table
 
@@ -198,11 +198,8 @@ def read(root: Path) -> dict[str, Facts]:
     path = root / FACTS
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+    found = read_object(path)
+    if not all(isinstance(facts, dict) for facts in found.values()):
         raise SegzooError(
             f"{path} is not an object of rehearsals; expected what was written there."
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from segzoo.errors import SegzooError
+from segzoo.files import read_object
 
 _NUMBER = (int, float)
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -101,12 +101,7 @@ def read_records(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
-        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(record, dict):
-        raise SegzooError(f"{path} holds a {type(record).__name__}; expected an object.")
+    record = read_object(path)
     _check(record, _FIELDS, str(path))
     if record["published"] is not None:
         _check(record["published"], _PUBLISHED, f"{path}: published")

@@ -16,8 +16,7 @@ from typing import Any
 
 from segzoo import registry
 from segzoo.cost import measure
-from segzoo.errors import SegzooError
-from segzoo.files import write_atomically
+from segzoo.files import read_object, write_atomically
 from segzoo.receptive_field import describe, model_fields
 from segzoo.registry import ModelEntry
 from segzoo.report import Table, table
@@ -100,15 +99,7 @@ def tables(root: Path | str) -> list[Table]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
-        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise SegzooError(f"{path} holds a {type(found).__name__}; expected an object.")
-    return found
+    return read_object(path) if path.exists() else {}
 
 
 def _models(entries: Mapping[str, ModelEntry], facts: Facts, parity: Facts) -> str:
