@@ -234,6 +234,31 @@ def moved(
     )
 
 
+def shortened(experiment: Experiment, steps: int) -> Experiment:
+    """Returns the experiment cut down to its first steps, from random weights.
+
+    The last of them is evaluated and saved, each is logged, and patience is endless. The optimizer
+    has no warm-up, for which there is no time, but the rate of its first step: from random weights
+    more may be too much.
+    """
+    optimizer = experiment.optimizer
+    return dataclasses.replace(
+        experiment,
+        steps=steps,
+        log_every=1,
+        eval_every=steps,
+        checkpoint_every=steps,
+        patience=None,
+        init_from=None,
+        init_row=None,
+        optimizer=dataclasses.replace(
+            optimizer,
+            learning_rate=optimizer.learning_rate / (optimizer.warmup_steps + 1),
+            warmup_steps=0,
+        ),
+    )
+
+
 def check_same(experiment: Experiment, path: Path) -> None:
     """Makes sure that a run that goes on is the one that was begun.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from segzoo.data.spec import Dataset, Example, Source
 from segzoo.errors import SegzooError
-from segzoo.experiment import Experiment
+from segzoo.experiment import Experiment, shortened
 
 Facts = dict[str, Any]
 
@@ -90,18 +90,7 @@ def rehearse(experiment: Experiment, dataset: Dataset, folder: Path) -> Facts:
     splits = (experiment.train_split, experiment.val_split, experiment.test_split)
     sources = [dataset.source(split) for split in splits]
     few = FewOfEach(dataset, {splits[1]: 1, splits[2]: 1, splits[0]: experiment.batch_size})
-    short = dataclasses.replace(
-        experiment,
-        steps=1,
-        log_every=1,
-        eval_every=1,
-        checkpoint_every=1,
-        patience=None,
-        init_from=None,
-        init_row=None,
-        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=0),
-    )
-    train(short, folder, dataset=few)
+    train(shortened(experiment, steps=1), folder, dataset=few)
     peak = peak_bytes()
     (seconds,) = (
         r["seconds"] for r in read_rows(folder / "metrics.jsonl") if r["split"] == "train"

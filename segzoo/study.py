@@ -239,27 +239,14 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
     augment = experiment.augment
     if not valid:  # a VALID network needs its own size; the others take any
         augment = dataclasses.replace(augment, crop_size=None)
-    optimizer = experiment.optimizer
     experiment = dataclasses.replace(
-        experiment,
-        steps=2,
+        experiments.shortened(experiment, steps=2),
         batch_size=count,
-        eval_every=2,
-        checkpoint_every=2,
-        log_every=1,
         image_size=None,
         augment=augment,
-        # The rate of the first step of a warm-up: from random weights more may be too much.
-        optimizer=dataclasses.replace(
-            optimizer,
-            learning_rate=optimizer.learning_rate / (optimizer.warmup_steps + 1),
-            warmup_steps=0,
-        ),
-        init_from=None,
-        init_row=None,
+        train_split="train",
         val_split="val",
         test_split="test",
-        train_split="train",
         pictures=1,
     )
     spec = data.get(name, data_dir=experiment.data_dir, manual_dir=experiment.manual_dir).spec

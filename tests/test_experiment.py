@@ -82,6 +82,16 @@ def test_moving_the_data_changes_no_run():
     assert experiments.differences(FULL, dataclasses.replace(FULL, seed=1)) == ["seed"]
 
 
+def test_shortened_it_takes_the_first_steps_alone():
+    slow = dataclasses.replace(FULL.optimizer, learning_rate=0.5, warmup_steps=4)
+    full = dataclasses.replace(FULL, optimizer=slow, init_row="narrow")
+    short = experiments.shortened(full, steps=2)
+    assert (short.steps, short.eval_every, short.checkpoint_every) == (2, 2, 2)
+    assert (short.log_every, short.patience, short.init_row) == (1, None, None)
+    assert short.optimizer.learning_rate_at(2)(0) == slow.learning_rate_at(full.steps)(0)
+    assert (short.model_args, short.batch_size) == (full.model_args, full.batch_size)
+
+
 def test_a_run_begun_without_boundary_f1_goes_on_with_it(tmp_path):
     path = tmp_path / "config.json"
     begun = dataclasses.replace(
