@@ -47,6 +47,22 @@ TASK_COLUMNS = {
     "classification": ("accuracy", "error"),
     "instance": ("mask_ap", "mask_ap50", "mask_ap75", "box_ap", "pq"),
 }
+SCORE_LABELS = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel acc.",
+    "class_accuracy": "class acc.",
+    "fw_iou": "f.w. IoU",
+    "mean_dice": "Dice",
+    "boundary_f1": "BF",
+    "flip.miou": "mIoU, flip",
+    "accuracy": "accuracy",
+    "error": "error",
+    "mask_ap": "mask AP",
+    "mask_ap50": "AP50",
+    "mask_ap75": "AP75",
+    "box_ap": "box AP",
+    "pq": "PQ",
+}
 _WORDS = {str: "a string", dict: "an object", list: "a list", int: "an integer", float: "a number"}
 
 

@@ -15,24 +15,8 @@ from typing import Any
 
 from segzoo.errors import SegzooError
 from segzoo.files import write_atomically
-from segzoo.records import Row, columns_of, others, read_records, row_of
+from segzoo.records import SCORE_LABELS, Row, columns_of, others, read_records, row_of
 
-_COLUMNS = {
-    "miou": "mIoU",
-    "pixel_accuracy": "pixel acc.",
-    "class_accuracy": "class acc.",
-    "fw_iou": "f.w. IoU",
-    "mean_dice": "Dice",
-    "boundary_f1": "BF",
-    "flip.miou": "mIoU, flip",
-    "accuracy": "accuracy",
-    "error": "error",
-    "mask_ap": "mask AP",
-    "mask_ap50": "AP50",
-    "mask_ap75": "AP75",
-    "box_ap": "box AP",
-    "pq": "PQ",
-}
 _DECIMALS = {"accuracy": 2, "error": 2}  # of percent; one for the others
 _PRESETS = {"full": "Full size"}
 _RUNS = re.compile(r"<!-- runs:([\w-]+):([\w-]+):begin -->")
@@ -152,7 +136,7 @@ def _kinds(lines: list[_Line]) -> dict[tuple[str, str], list[_Line]]:
 def _section(lines: list[_Line], task: str) -> str:
     """The table of one dataset, preset, task and split, with its protocols and classes."""
     columns = _columns(lines)
-    head = ["model", "parameters", *(_COLUMNS[name] for name in columns)]
+    head = ["model", "parameters", *(SCORE_LABELS[name] for name in columns)]
     head += ["published", "steps", "minutes", "device", "run"]
     rows = []
     for line in lines:
@@ -259,7 +243,7 @@ def _published(line: _Line, columns: Sequence[str]) -> str:
 
 def _metric_name(metric: str) -> str:
     kind, _, name = metric.partition(".")
-    return f"IoU of {name}" if kind == "iou" and name else _COLUMNS.get(metric, metric)
+    return f"IoU of {name}" if kind == "iou" and name else SCORE_LABELS.get(metric, metric)
 
 
 def _main_metric(row: Row) -> str:
@@ -350,7 +334,7 @@ def _runs(root: Path, lines: list[_Line]) -> list[Table]:
 def _run_table(lines: list[_Line]) -> str:
     """The rows of one study: the scores and the time."""
     columns = _columns(lines)
-    head = ("row", "dataset", *(_COLUMNS[name] for name in columns), "minutes")
+    head = ("row", "dataset", *(SCORE_LABELS[name] for name in columns), "minutes")
     rows = [
         (
             f"`{line.row.row or line.row.model}`",

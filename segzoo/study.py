@@ -27,6 +27,7 @@ from segzoo import experiment as experiments
 from segzoo.data.spec import Dataset
 from segzoo.errors import SegzooError, check_name, did_you_mean
 from segzoo.experiment import Experiment
+from segzoo.records import SCORE_LABELS
 
 Change = Callable[[Experiment], Experiment]
 T = TypeVar("T")
@@ -256,9 +257,9 @@ def smoke(experiment: Experiment) -> tuple[Experiment, Dataset]:
 
 
 _HEADLINES = {
-    "semantic": {"miou": "mIoU", "pixel_accuracy": "pixel acc."},
-    "classification": {"accuracy": "accuracy", "error": "error"},
-    "instance": {"mask_ap": "mask AP", "mask_ap50": "AP50", "box_ap": "box AP", "pq": "PQ"},
+    "semantic": ("miou", "pixel_accuracy"),
+    "classification": ("accuracy", "error"),
+    "instance": ("mask_ap", "mask_ap50", "box_ap", "pq"),
 }
 
 
@@ -281,10 +282,11 @@ def _print_table(records: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=f"{records[0]['dataset']}, {records[0]['split']} split")
     names = list(records[0]["scores"].get("iou", ()))
     names = names if len(names) <= 5 else []
-    shown = dict(_HEADLINES[records[0]["task"]])
+    shown = _HEADLINES[records[0]["task"]]
     if any("boundary_f1" in record["scores"] for record in records):
-        shown["boundary_f1"] = "BF"
-    for column in ("row", "parameters", *shown.values(), *names, "published", "minutes"):
+        shown = (*shown, "boundary_f1")
+    labels = [SCORE_LABELS[key] for key in shown]
+    for column in ("row", "parameters", *labels, *names, "published", "minutes"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for record in records:
         scores, published = record["scores"], record["published"]
