@@ -337,9 +337,8 @@ def _pending(arguments: argparse.Namespace) -> int:
 
     from segzoo import pending
 
-    everything = pending.items()
     chosen = pending.items(only=arguments.experiments)
-    lacking = pending.in_order([i for i in chosen if i.state != "recorded"], everything)
+    lacking = pending.in_order([i for i in chosen if i.state != "recorded"], chosen)
     if arguments.go:
         _check_manual_dir(arguments.manual_dir)
         failed = pending.run(lacking, arguments.manual_dir, arguments.data_dir, _tell)
