@@ -118,6 +118,24 @@ def evaluate_split(
     return tally, total / max(count, 1.0)
 
 
+def split_scores(
+    step: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+    variables: Any,
+    experiment: Experiment,
+    dataset: Dataset,
+    split: str,
+    task: tasks.Task,
+) -> tuple[dict[str, Any], float]:
+    """Returns the scores of a split, without the words that define them, and its mean loss.
+
+    The arguments are those of `evaluate_split`.
+    """
+    tally, loss = evaluate_split(step, variables, experiment, dataset, split, task)
+    scores = task.scores(tally, dataset.spec.class_names)
+    del scores["definition"]
+    return scores, loss
+
+
 def evaluate_run(
     run_folder: Path | str,
     *,
@@ -175,12 +193,13 @@ def evaluate_checkpoint(
     began = time.perf_counter()
     scores: dict[str, Any] = {}
     if crf is None:
-        tally, loss = evaluate_split(
-            step, parallel.replicate(variables), experiment, dataset, split, task
-        )
+        placed = parallel.replicate(variables)
+        tally, loss = evaluate_split(step, placed, experiment, dataset, split, task)
         scores = {**task.scores(tally, spec.class_names), "loss": loss}
         if experiment.flip_test:
-            scores["flip"] = _flipped(experiment, dataset, split, model, task, variables)
+            body = make_eval_step(model, task, experiment, spec, None, parallel.AXIS, flip=True)
+            step = parallel.data_parallel(body)
+            scores["flip"], _ = split_scores(step, placed, experiment, dataset, split, task)
     boundary = boundary or experiment.boundary_f1 or crf is not None
     if boundary:
         tally, found = refine.score(folder, experiment, dataset, split, crf)
@@ -229,23 +248,6 @@ def evaluate_checkpoint(
         if history:
             visualize.curves(folder / "metrics.jsonl").save(folder / "curves.png")
     return record
-
-
-def _flipped(
-    experiment: Experiment,
-    dataset: Dataset,
-    split: str,
-    model: nn.Module,
-    task: tasks.Task,
-    variables: Any,
-) -> dict[str, Any]:
-    """The scores where every image is also predicted mirrored."""
-    body = make_eval_step(model, task, experiment, dataset.spec, None, parallel.AXIS, flip=True)
-    step = parallel.data_parallel(body)
-    tally, _ = evaluate_split(step, parallel.replicate(variables), experiment, dataset, split, task)
-    found = task.scores(tally, dataset.spec.class_names)
-    del found["definition"]
-    return found
 
 
 def _safe(split: str) -> str:

@@ -368,7 +368,5 @@ def validate(
 ) -> dict[str, Any]:
     """Returns the loss and the scores of the validation split."""
     split = experiment.val_split
-    tally, loss = evaluate.evaluate_split(step, state.variables, experiment, dataset, split, task)
-    scores = task.scores(tally, dataset.spec.class_names)
-    del scores["definition"]
+    scores, loss = evaluate.split_scores(step, state.variables, experiment, dataset, split, task)
     return {"loss": loss, **scores}
