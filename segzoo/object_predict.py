@@ -15,7 +15,7 @@ from segzoo.assembly import normalise
 from segzoo.data.transforms import resize
 from segzoo.errors import SegzooError
 from segzoo.instances import Objects
-from segzoo.pictures import as_picture, read_picture
+from segzoo.pictures import open_picture
 from segzoo.predict import trained_size
 from segzoo.tiles import bucket
 
@@ -71,16 +71,12 @@ class ObjectPredictor:
         Raises:
             SegzooError: for a file that cannot be read or a picture that does not fit the model.
         """
-        channels = self.info.in_channels
-        if isinstance(image, str | Path):
-            picture = read_picture(image, channels)
-        else:
-            picture = as_picture(image, channels)
+        picture = open_picture(image, self.info.in_channels)
         size = picture.shape[:-1]
         seen = trained_size(size, self.info)
         fitted = picture if seen == size else resize(picture, seen)
         canvas = seen if seen == self.info.image_size else bucket(seen)
-        padded = np.zeros((1, *canvas, channels), np.uint8)
+        padded = np.zeros((1, *canvas, picture.shape[-1]), np.uint8)
         padded[0, : seen[0], : seen[1]] = fitted
         answers = self._detect(self._variables, padded, np.asarray([seen], np.int32))
         scale = [whole / part for whole, part in zip(size, seen, strict=True)]

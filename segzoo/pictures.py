@@ -16,6 +16,27 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 VOLUME_SUFFIX = ".npy"
 
 
+def open_picture(
+    image: Path | str | Image.Image | np.ndarray, channels: int, spatial_dims: int = 2
+) -> np.ndarray:
+    """Returns a picture with the channels a model wants, whatever it comes as.
+
+    Args:
+        image: a file, for `read_picture`; a PIL image or an array, for `as_picture`.
+        channels: the channels wanted.
+        spatial_dims: 2, or 3 for volumes.
+
+    Returns:
+        uint8 `[*S, channels]`.
+
+    Raises:
+        SegzooError: for a file that cannot be read or a picture that no rule covers.
+    """
+    if isinstance(image, str | Path):
+        return read_picture(image, channels, spatial_dims)
+    return as_picture(image, channels, spatial_dims)
+
+
 def read_picture(path: Path | str, channels: int, spatial_dims: int = 2) -> np.ndarray:
     """Reads a picture, or an array of any axes and channels from a `.npy` file.
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from segzoo.data.transforms import FitSides, resize
 from segzoo.errors import SegzooError, check_positive_int
-from segzoo.pictures import as_picture, read_picture
+from segzoo.pictures import open_picture
 from segzoo.tiles import Size, Tiling, bucket, input_window, is_valid, mirror
 
 if TYPE_CHECKING:
@@ -170,11 +170,7 @@ class Predictor:
         Raises:
             SegzooError: for a file that cannot be read or a picture that does not fit the model.
         """
-        channels, dims = self.info.in_channels, self.info.spatial_dims
-        if isinstance(image, str | Path):
-            picture = read_picture(image, channels, dims)
-        else:
-            picture = as_picture(image, channels, dims)
+        picture = open_picture(image, self.info.in_channels, self.info.spatial_dims)
         size = picture.shape[:-1]
         working = trained_size(size, self.info)
         if self.crf is not None:
