@@ -19,13 +19,12 @@ from segzoo.data.batching import (
     Batch,
     Canvas,
     EvalBatch,
-    GroupedOrder,
     Loader,
-    Order,
     TrainBatch,
     Transform,
 )
 from segzoo.data.objects import MOST, choose_places, unpack_masks
+from segzoo.data.order import GroupedOrder, Order
 from segzoo.data.spec import Source
 from segzoo.data.statistics import image_shapes, shape_of_each
 from segzoo.errors import SegzooError, check_positive_int

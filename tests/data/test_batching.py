@@ -1,13 +1,11 @@
-"""Batches of objects: a fixed number of places, few canvases, and an order of its own for each."""
+"""Batches of objects: a fixed number of places, and few canvases."""
 
 import dataclasses
 import logging
-import pickle
 
 import numpy as np
 import pytest
 
-from segzoo.data.batching import GroupedOrder
 from segzoo.data.objects import fill_places, pack_masks, unpack_masks
 from segzoo.data.pipeline import eval_batches, train_batches
 from segzoo.data.transforms import FitSides
@@ -205,45 +203,6 @@ def test_images_of_one_size_are_not_padded():
 def test_differing_sizes_need_a_transform():
     with pytest.raises(SegzooError, match="set image_size to train"):
         take(2, Objects(sizes=((4, 320), (5, 320))))
-
-
-# --- The order of groups ------------------------------------------------------------------------
-
-
-def stream_of(order, group, batches):
-    return [i for batch in batches if order.groups[batch[0]] == group for i in batch]
-
-
-@pytest.mark.parametrize("size", [1, 4, 7, 50])
-def test_every_epoch_of_a_group_shows_each_example_once(size):
-    groups = np.random.default_rng(0).permutation([0] * 23 + [1] * 6 + [2])
-    order = GroupedOrder(groups, 5, size)
-    batches = [order.batch(number, size) for number in range(300 // size)]
-    for batch in batches:
-        assert len({int(groups[index]) for index in batch}) == 1
-        assert len(batch) == size
-    orders = []
-    for group in range(3):
-        members = np.flatnonzero(groups == group).tolist()
-        stream = stream_of(order, group, batches)
-        epochs = [stream[i : i + len(members)] for i in range(0, len(stream), len(members))]
-        for epoch in epochs[:-1]:
-            assert sorted(epoch) == members
-        orders += [tuple(epoch) for epoch in epochs[:-1] if len(members) == 23]
-        # As often as it is large, but for what is not full yet.
-        assert abs(len(stream) - 300 * len(members) / 30) <= 2 * size
-    assert len(set(orders)) == len(orders)
-
-
-def test_a_batch_of_a_group_is_a_function_of_its_number():
-    groups = np.arange(50) % 3 == 0
-    order = GroupedOrder(groups.astype(int), 1, 8)
-    forwards = [order.batch(number, 8) for number in range(40)]
-    again = pickle.loads(pickle.dumps(order))
-    assert [again.batch(number, 8) for number in reversed(range(40))] == forwards[::-1]
-    assert GroupedOrder(groups.astype(int), 2, 8).batch(0, 8) != forwards[0]
-    late = 10**9
-    assert order.batch(late, 8) == again.batch(late, 8)
 
 
 # --- What is refused ----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 
-from segzoo.data.batching import Order
 from segzoo.data.pipeline import device_prefetch, eval_batches, train_batches
 from segzoo.data.transforms import Fit, FitSides
 from segzoo.errors import SegzooError
@@ -72,22 +71,6 @@ def test_every_epoch_shows_each_example_once_in_its_own_order():
     epochs = [stream[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-
-
-def test_the_order_is_fixed_for_ever():
-    assert Order(8, 0).permutation(0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
-    assert [Order(8, 1)[place] for place in range(7, 12)] == [1, 5, 6, 3, 0]
-
-
-def test_orders_are_uniform():
-    """Each example is as likely to come first as any other (chi-squared, 9 degrees, p = 0.001)."""
-    first = np.bincount([Order(10, seed)[0] for seed in range(2000)], minlength=10)
-    assert ((first - 200) ** 2 / 200).sum() < 27.9
-
-
-def test_seeds_and_neighbouring_epochs_differ():
-    orders = {tuple(Order(10, seed).permutation(epoch)) for seed in range(5) for epoch in range(5)}
-    assert len(orders) == 25
 
 
 def test_index_is_the_place_in_the_stream():
