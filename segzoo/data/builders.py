@@ -1,17 +1,11 @@
-"""What the tfds builders of this package share: preparing once, safely, and reading back.
+"""What a tfds builder of this package is: a description, and records made of the original files.
 
 A builder writes encoded bytes (JPEG or PNG) into array_record files, which tfds does without
-TensorFlow; decoding is `segzoo.data.decode`'s alone. A prepared dataset lies in
-`<data_dir>/segzoo/<name>/<version>/`, and appears there by one rename: it is whole or absent.
+TensorFlow; decoding is `segzoo.data.decode`'s alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,19 +13,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segzoo.data import decode, rle
-from segzoo.data.spec import (
-    Dataset,
-    DatasetSpec,
-    Example,
-    Source,
-    register_dataset,
-    select,
-)
-from segzoo.data.statistics import remembered
-from segzoo.errors import SegzooError
-
-log = logging.getLogger(__name__)
+from segzoo.data import decode
+from segzoo.data.prepared import PreparedDataset
+from segzoo.data.spec import Dataset, DatasetSpec, register_dataset
 
 Record = dict[str, Any]
 Records = Iterable[Record]
@@ -169,145 +153,6 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         pass
 
 
-class PreparedSource:
-    """A split of a prepared dataset, decoded on access.
-
-    Args:
-        directory: the prepared dataset's folder.
-        split: which examples, in tfds's words.
-        spec: what the examples are.
-    """
-
-    def __init__(self, directory: Path, split: str, spec: DatasetSpec) -> None:
-        self.directory, self.split, self.spec = directory, split, spec
-        self.facts = directory / "facts" / _slug(split)
-        try:
-            builder = tfds.builder_from_directory(directory)
-            encoded = {
-                key: tfds.decode.SkipDecoding()
-                for key, feature in builder.info.features.items()
-                if isinstance(feature, tfds.features.Image)
-            }
-            self._records = builder.as_data_source(split, decoders=encoded)
-            self._length = len(self._records)
-        except Exception as error:
-            raise SegzooError(
-                f"{directory} holds no complete dataset ({error}); delete that folder to prepare "
-                "it again."
-            ) from error
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Example:
-        return self._decode(self._record(index))
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Returns several examples; the records are read from disk together."""
-        return [
-            self._decode(found)
-            for found in self._records.__getitems__([self._check(i) for i in indices])
-        ]
-
-    def name(self, index: int) -> str:
-        """Returns what the example was called in the original files."""
-        return str(self._record(index)["name"], "utf-8")
-
-    def image_shape(self, index: int) -> tuple[int, ...]:
-        """Returns `(H, W, C)` without decoding the image."""
-        return (*decode.image_shape(self._record(index)["image"]), self.spec.channels)
-
-    def _check(self, index: int) -> int:
-        if not 0 <= index < self._length:
-            raise IndexError(f"example {index} of {self._length} in {self.split!r}")
-        return int(index)
-
-    def _record(self, index: int) -> Record:
-        return self._records[self._check(index)]
-
-    def _decode(self, found: Record) -> Example:
-        name = f"{self.directory.parent.name} {str(found['name'], 'utf-8')!r}"
-        example = {"image": decode.decode_image(found["image"], self.spec.channels, name)}
-        if self.spec.task == "semantic":
-            example["label"] = decode.decode_ids(found["label"], name)
-        else:
-            example["label"] = np.asarray(found["label"], np.int32)
-        if "instances" in found:
-            example["instances"] = decode.decode_ids(found["instances"], name).astype(np.int32)
-        return example
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Open files stay behind: the other process opens its own.
-        return type(self), (self.directory, self.split, self.spec)
-
-
-class PreparedObjects(PreparedSource):
-    """A split of a prepared dataset of the task "instance"."""
-
-    def objects(self, index: int) -> int:
-        """Returns the number of objects without decoding them."""
-        return len(self._record(index)["classes"])
-
-    def _decode(self, found: Record) -> Example:
-        name = f"{self.directory.parent.name} {str(found['name'], 'utf-8')!r}"
-        image = decode.decode_image(found["image"], self.spec.channels, name)
-        runs = found["masks"].split(b"\n") if len(found["classes"]) else []
-        return {
-            "image": image,
-            "classes": np.asarray(found["classes"], np.int32),
-            "crowd": np.asarray(found["crowd"], bool),
-            "masks": rle.decode(runs, image.shape[:2]),
-        }
-
-
-def _slug(split: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):02x}" for c in split)
-
-
-class PreparedDataset(Dataset):
-    """A dataset that a `Builder` prepares on first use.
-
-    Args:
-        builder: the builder's class.
-        data_dir: where prepared datasets are kept.
-        manual_dir: the original files; None stands for `<data_dir>/downloads/manual/<name>`.
-    """
-
-    def __init__(self, builder: type[Builder], data_dir: Path, manual_dir: Path | None) -> None:
-        self.spec = builder.SPEC
-        self._builder = builder
-        self._data_dir = data_dir
-        self._manual_dir = manual_dir or data_dir / "downloads" / "manual" / self.spec.name
-        self._splits: dict[str, int] | None = None
-
-    @property
-    def directory(self) -> Path:
-        """Where the prepared dataset is, or will be."""
-        version = str(self._builder.VERSION)
-        return self._data_dir / "segzoo" / self.spec.name / version
-
-    @property
-    def splits(self) -> Mapping[str, int]:
-        """The number of examples of each split; prepares the dataset if need be."""
-        if self._splits is None:
-            prepare(self._builder, self.directory, self._manual_dir)
-            try:
-                info = tfds.builder_from_directory(self.directory).info
-            except Exception as error:
-                raise SegzooError(
-                    f"{self.directory} holds no complete dataset ({error}); delete that folder to "
-                    "prepare it again."
-                ) from error
-            self._splits = {name: split.num_examples for name, split in info.splits.items()}
-        return self._splits
-
-    def source(self, split: str) -> Source:
-        """Returns a split; prepares the dataset if need be. See `Dataset.source`."""
-        select(self.splits, split, self.spec.name)
-        kind = PreparedObjects if self.spec.task == "instance" else PreparedSource
-        return kind(self.directory, split, self.spec)
-
-
 B = TypeVar("B", bound=type[Builder])
 
 
@@ -320,109 +165,3 @@ def register_builder(builder: B) -> B:
     factory.__module__ = builder.__module__
     register_dataset(builder.SPEC.name)(factory)
     return builder
-
-
-def prepare(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
-    """Prepares a dataset unless it is there already.
-
-    Several processes may call this at once: one works and the others wait for it. One that is
-    killed leaves nothing that could be taken for a dataset.
-
-    Raises:
-        SegzooError: when the original files are missing or wrong, or the place is not writable.
-    """
-    if directory.exists():
-        return
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(directory.parent / ".lock") as alone:
-            if directory.exists():
-                return
-            if alone:
-                # What a killed process left. Without a lock it might be another's work.
-                for left in directory.parent.glob("incomplete.*"):
-                    shutil.rmtree(left, ignore_errors=True)
-            log.warning("preparing dataset %s in %s (once)", builder.SPEC.name, directory)
-            _run(builder, directory, manual_dir)
-    except OSError as error:
-        raise SegzooError(
-            f"cannot prepare {builder.SPEC.name!r} in {directory}: {error}."
-        ) from error
-
-
-def _run(builder: type[Builder], directory: Path, manual_dir: Path) -> None:
-    # Large ones are written beside their place: see `_write_in_order`.
-    beside = directory.parent / f"incomplete.{os.getpid()}"
-    place = beside if builder.LARGE else directory.parents[1]
-    made = builder(data_dir=place, file_format="array_record")
-    made.manual_dir, made.measured = manual_dir, {}
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
-        if builder.LARGE:
-            _write_in_order(made)
-            os.rename(made.data_dir, directory)
-        else:
-            assert Path(made.data_dir) == directory, (made.data_dir, directory)
-            with _no_progress_bars():
-                made.download_and_prepare(download_config=config)
-    except Exception as error:
-        if directory.exists():
-            return  # another host, with a lock of its own, was first
-        cause: BaseException | None = error
-        while cause is not None:
-            # tfds wraps what a generator raises into exceptions of its own.
-            if isinstance(cause, SegzooError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    if not builder.SHUFFLED:
-        for split, (shapes, counts) in made.measured.items():
-            facts = directory / "facts" / _slug(split)
-            remembered(facts / "shape_of_each.json", functools.partial(list, shapes))
-            if builder.SPEC.task == "instance":
-                remembered(facts / "object_counts.json", functools.partial(list, counts))
-
-
-def _write_in_order(made: Builder) -> None:
-    """Writes each record as it comes, in shards of some 700 MB.
-
-    tfds's own way sorts all records in memory, and more than 1 GB on disk, by way of TensorFlow.
-    """
-    Path(made.data_dir).mkdir(parents=True)
-    splits = made._split_generators(None)
-    writer = tfds.core.SequentialWriter(made.info, made.LARGE, file_format="array_record")
-    writer.initialize_splits(list(splits))
-    for split, examples in splits.items():
-        writer.add_examples({split: (example for _, example in examples)})
-    writer.close_all()
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    bars = tfds.core.utils.tqdm_utils
-    before = getattr(bars, "_active", True)
-    tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        tfds.display_progress_bar(before)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Holds an exclusive lock on a file, which the system drops when the process dies.
-
-    Yields:
-        True, or False where the system or the file system knows no locks.
-    """
-    with path.open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            yield False
-        else:
-            yield True
