@@ -13,7 +13,6 @@ padded at its ends, with a `size`, is changed as if it ended there.
 from __future__ import annotations
 
 import enum
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segzoo.data import warp
 from segzoo.data.spec import VOID
+from segzoo.data.warp import Length
 from segzoo.errors import SegzooError, check_choice, check_positive_int
-
-Length = int | jax.Array
 
 # What stands outside the example under fill="void"; the image has its own fill.
 _OUTSIDE = {"label": VOID, "instances": 0, "masks": 0, "weight": 0.0}
@@ -294,40 +293,8 @@ def _warp(
     """Samples all arrays at one grid of places, the image and the weight linearly."""
     size = arrays["image"].shape[:-1]
     places = _grid(config, numbers, elastic_key, config.output_size(size), extent)
-    if config.fill == "mirror":
-        places = [_reflect(x, n) for x, n in zip(places, extent, strict=True)]
-        inside = None
-    else:
-        within = [(x >= -0.5) & (x < n - 0.5) for x, n in zip(places, extent, strict=True)]
-        inside = math.prod(within[1:], start=within[0])
-        places = [jnp.clip(x, 0, n - 1) for x, n in zip(places, extent, strict=True)]
-
-    nearest = _flat_index([jnp.floor(x + 0.5).astype(jnp.int32) for x in places], size)
-    lower = [jnp.floor(x).astype(jnp.int32) for x in places]
-    fractions = [x - low for x, low in zip(places, lower, strict=True)]
-    corners = []
-    for corner in itertools.product((0, 1), repeat=len(size)):
-        index = _flat_index([low + up for low, up in zip(lower, corner, strict=True)], size)
-        shares = [f if up else 1.0 - f for f, up in zip(fractions, corner, strict=True)]
-        corners.append((index, math.prod(shares[1:], start=shares[0])))
-
-    result = {}
-    for name, array in arrays.items():
-        channels = array.shape[len(size) :]
-        flat = array.reshape(-1, *channels)
-        if name in _INTERPOLATED:
-            terms = [
-                share.reshape(*share.shape, *[1] * len(channels)) * _take(flat, index)
-                for index, share in corners
-            ]
-            moved = sum(terms[1:], start=terms[0])
-        else:
-            moved = _take(flat, nearest)
-        if inside is not None:
-            mask = inside.reshape(*inside.shape, *[1] * len(channels))
-            moved = jnp.where(mask, moved, jnp.asarray(outside[name], moved.dtype))
-        result[name] = moved
-    return result
+    beyond = None if config.fill == "mirror" else outside
+    return warp.sample(arrays, places, extent, beyond, linear=_INTERPOLATED)
 
 
 def _grid(
@@ -347,7 +314,7 @@ def _grid(
     )
     x = [jnp.asarray(axis, jnp.float32) for axis in axes]
     if config.elastic_sigma:
-        bend = _elastic(config, elastic_key, output)
+        bend = warp.bend(elastic_key, output, config.elastic_sigma, config.elastic_grid)
         x = [axis + bend[i] for i, axis in enumerate(x)]
     for axis, coin in _flips(config, numbers, ndim):
         x[axis] = jnp.where(coin, -x[axis], x[axis])
@@ -363,56 +330,6 @@ def _grid(
     slack = size - jnp.asarray(output) / zoom
     middle = (size - 1) / 2 + slack * (_place(numbers, ndim) - 0.5)
     return [jnp.broadcast_to(axis / zoom + middle[i], output) for i, axis in enumerate(x)]
-
-
-def _elastic(config: Augment, key: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Smooth displacements in pixels, `[len(S), *S]`: Gaussian on a coarse grid, cubic between."""
-    coarse = (config.elastic_grid,) * len(size)
-    field = config.elastic_sigma * jax.random.normal(key, (len(size), *coarse))
-    for axis, n in enumerate(size, start=1):
-        weights = jnp.asarray(_cubic_weights(n, config.elastic_grid))
-        # Full precision: the matrix units of a GPU would round places in the picture.
-        field = jnp.tensordot(field, weights, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST)
-        field = jnp.moveaxis(field, -1, axis)
-    return field
-
-
-def _cubic_weights(n: int, points: int) -> np.ndarray:
-    """The matrix `[n, points]` of cubic convolution (Keys 1981, a = -1/2) from points to pixels.
-
-    The first and the last point lie on the first and the last pixel; they repeat beyond.
-    """
-    x = np.linspace(0.0, points - 1.0, n) if n > 1 else np.array([(points - 1) / 2])
-    weights = np.zeros((n, points), np.float32)
-    for step in range(-1, 3):
-        at = np.floor(x).astype(int) + step
-        t = np.abs(x - at)
-        near = 1.5 * t**3 - 2.5 * t**2 + 1.0
-        far = -0.5 * t**3 + 2.5 * t**2 - 4.0 * t + 2.0
-        value = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
-        np.add.at(weights, (np.arange(n), np.clip(at, 0, points - 1)), value)
-    return weights
-
-
-def _reflect(x: jax.Array, n: Length) -> jax.Array:
-    """Mirrors places about the middles of the first and the last of `n` pixels into 0..n-1."""
-    if isinstance(n, int) and n == 1:
-        return jnp.zeros_like(x)
-    x = jnp.mod(x, 2.0 * (n - 1))
-    return jnp.minimum(x, 2.0 * (n - 1) - x)
-
-
-def _flat_index(indices: list[jax.Array], size: tuple[int, ...]) -> jax.Array:
-    """Row-major index of pixels; one step beyond the end (of share 0) stays on the last pixel."""
-    flat = jnp.int32(0)
-    for index, n in zip(indices, size, strict=True):
-        flat = flat * n + jnp.minimum(index, n - 1)
-    return flat
-
-
-def _take(flat: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of `flat` by indices that are known to lie inside: the fastest gather on CPU."""
-    return flat.at[index].get(mode="promise_in_bounds")
 
 
 def _recolour(

@@ -247,17 +247,6 @@ def test_elastic_displacements_have_the_asked_deviation_on_the_grid(size, grid):
     assert steps < 12 * 10.0 * (grid - 1) / (size[-1] - 1)
 
 
-def test_cubic_weights_interpolate_and_reproduce_lines():
-    weights = augment._cubic_weights(41, 5)
-    np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(weights[::10], np.eye(5), atol=1e-6)
-    inner = slice(10, 31)
-    np.testing.assert_allclose(
-        (weights @ np.arange(5.0))[inner], np.linspace(0, 4, 41)[inner], atol=1e-6
-    )
-    np.testing.assert_allclose(augment._cubic_weights(1, 3), [[0, 1, 0]])
-
-
 EVERYTHING = Augment(
     **BENT,
     flip_horizontal=True,
