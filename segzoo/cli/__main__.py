@@ -1,0 +1,7 @@
+"""`python -m segzoo.cli` is `segzoo`."""
+
+import sys
+
+from segzoo.cli import main
+
+sys.exit(main())
