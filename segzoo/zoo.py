@@ -140,7 +140,19 @@ def _models(entries: Mapping[str, ModelEntry], facts: Facts, parity: Facts) -> s
             f"{name} {parity['versions'][name]}" for name in ("jax", "torch", "torchvision", "timm")
         )
         parts.append(f"Parity, measured {parity['date']} ({versions}): {parity['protocol']}\n")
+        parts += [_by_stage(name, row) for name, row in parity.get("stages", {}).items()]
     return "\n".join(parts)
+
+
+def _by_stage(name: str, row: Facts) -> str:
+    """The errors of a network whose stages are not maps alone."""
+    sizes = " and ".join(f"{height}x{width}" for height, width in row["sizes"])
+    title = (
+        f"`{name}` beside {row['reference']}, one image of {sizes} each. Proposals and boxes are in "
+        "pixels, scores and classes as they are, all else in standard deviations as above:\n"
+    )
+    rows = [(stage.replace("_", " "), f"{error:.1e}") for stage, error in row["errors"].items()]
+    return f"{title}\n" + table(("stage", "largest difference"), rows, numbers=(1,))
 
 
 def _sorted(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
@@ -163,6 +175,8 @@ def _difference(entry: ModelEntry, parity: Facts) -> str:
     found = parity.get("models", {}).get(entry.name)
     if found is not None:
         return f"{max(found['logits'], found['stages']):.1e}"
+    if entry.name in parity.get("stages", {}):
+        return "by stage"
     # The names other libraries store a family under stand in a file of the family's name.
     family = entry.builder.__module__.rpartition(".")[2]
     known = importlib.util.find_spec(f"segzoo.weights.{family}") is not None

@@ -96,22 +96,36 @@ class TestUpdate:
 
 def test_parity_says_what_was_measured_and_what_was_not(tmp_path):
     (tmp_path / "docs").mkdir()
-    names = ["resnet18", "vgg16", "unet"]
+    names = ["resnet18", "vgg16", "unet", "mask_rcnn_resnet50_fpn"]
     (tmp_path / zoo.FACTS).write_text(json.dumps({name: FACTS[name] for name in names}))
     parity = {
         "protocol": "the same weights in both.",
         "versions": {"jax": "1", "torch": "2", "torchvision": "3", "timm": "4"},
         "date": "2026-01-02",
         "models": {"resnet18": {"reference": "x", "logits": 1e-6, "stages": 2.34e-6}},
+        "stages": {
+            "mask_rcnn_resnet50_fpn": {
+                "reference": "torchvision 3 maskrcnn_resnet50_fpn",
+                "sizes": [[75, 97], [256, 320]],
+                "errors": {"anchors": 0.0, "box_offsets": 1.26e-6},
+            }
+        },
     }
     (tmp_path / zoo.PARITY).write_text(json.dumps(parity))
     page, fields, readme = zoo.tables(tmp_path)
     rows = {line.split("`")[1]: line for line in page.text.splitlines() if "`" in line}
-    assert list(rows) == ["resnet18", "vgg16", "unet"]
+    assert list(rows) == names
     assert rows["resnet18"].endswith(" 32 | 2.3e-06 |")
     assert rows["vgg16"].endswith("| not run |")
     assert rows["unet"].endswith("| 204 | 1 | no counterpart |")
     assert "| 11,689,512 | 11,689,512 | 1.814 | 1.814 | 224x224x3 | 435 |" in rows["resnet18"]
+    assert rows["mask_rcnn_resnet50_fpn"].startswith(
+        "`mask_rcnn_resnet50_fpn` beside torchvision 3"
+    )
+    assert "one image of 75x97 and 256x320 each" in rows["mask_rcnn_resnet50_fpn"]
+    assert "| by stage |" in page.text
+    assert "| anchors | 0.0e+00 |" in page.text
+    assert "| box offsets | 1.3e-06 |" in page.text
     assert "measured 2026-01-02 (jax 1, torch 2, torchvision 3, timm 4): the same" in page.text
     assert "| `resnet18` | - | 7 | 43 | 99 | 211 | 435 |" in fields.text
     assert "| `vgg16` | 5 | 14 | 40 | 92 | 196 | 212 |" in fields.text

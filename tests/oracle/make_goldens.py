@@ -80,9 +80,32 @@ def describe() -> dict[str, Any]:
     }
 
 
+def read() -> dict[str, Any]:
+    """Returns the record, empty where there is none."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def write(models: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
+    """Writes the record, a line a row.
+
+    Args:
+        models: the rows of `parity.CASES`.
+        stages: the rows of networks compared stage by stage.
+    """
+    lines = {"models": models, "stages": stages}
+    parts = [json.dumps(describe(), indent=2).removesuffix("\n}")]
+    for key, rows in lines.items():
+        text = ",\n".join(
+            f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()
+        )
+        parts.append(f"  {json.dumps(key)}: {{\n{text}\n  }}")
+    RECORD.write_text(",\n".join(parts) + "\n}\n")
+
+
 def main(pattern: str = "") -> None:
     """Makes the goldens whose names contain `pattern`."""
-    models = json.loads(RECORD.read_text())["models"] if RECORD.exists() else {}
+    record = read()
+    models = dict(record.get("models", {}))
     for case in parity.CASES:
         if pattern not in case.name or importlib.util.find_spec(case.library) is None:
             continue
@@ -93,10 +116,7 @@ def main(pattern: str = "") -> None:
         models[case.name] = {"reference": golden.reference, "sizes": sizes, **rounded}
         print(f"{case.name}: logits {worst['logits']:.1e}, stages {worst['stages']:.1e}")
     known = [case.name for case in parity.CASES]
-    models = {name: models[name] for name in known if name in models}
-    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in models.items())
-    head = json.dumps(describe() | {"models": {}}, indent=2).removesuffix("{}\n}")
-    RECORD.write_text(f"{head}{{\n{rows}\n  }}\n}}\n")
+    write({name: models[name] for name in known if name in models}, record.get("stages", {}))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_golden(case):
 
 def test_record():
     record = json.loads(make_goldens.RECORD.read_text())
-    assert record.keys() == make_goldens.describe().keys() | {"models"}
+    assert record.keys() == make_goldens.describe().keys() | {"models", "stages"}
     assert list(record["models"]) == [case.name for case in parity.CASES]
     for case in parity.CASES:
         row = record["models"][case.name]
