@@ -1,6 +1,6 @@
 """Images per second of the input pipeline alone, by threads and worker processes.
 
-    python -m experiments.benchmarks.pipeline [--dataset shapes] [--batch-size 16] [--seconds 3]
+    python -m experiments.benchmarks.pipeline [--workload shapes] [--batch-size 16] [--record]
 
 Decoding alone, in one thread, is the yardstick: a pipeline cannot beat it times the cores. Compare
 with the images per second that a training step consumes; the pipeline should give twice that.
@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from collections.abc import Sequence
 
+from experiments.benchmarks import command
+from experiments.benchmarks.command import Benchmark, Lines, Run, short, sizes
+from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.worker import Failed
 from segzoo import data
 from segzoo.data.pipeline import train_batches
 from segzoo.data.spec import Source
 from segzoo.data.transforms import Fit
+from segzoo.errors import SegzooError
+
+BATCH = 16
 
 
 def decode_rate(source: Source, seconds: float) -> float:
@@ -45,34 +52,65 @@ def batch_rate(
         return count / (time.perf_counter() - begin)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--dataset", default="shapes")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--manual-dir")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--image-size", type=int, nargs="+", help="resize to it, height and width")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
-    parser.add_argument("--threads", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    args = parser.parse_args(arguments)
+def subjects() -> list[str]:
+    """The dataset that needs no files; others come by `--dataset`."""
+    return ["shapes"]
 
-    source = data.get(args.dataset, args.data_dir, args.manual_dir).source(args.split)
-    example = source[0]
-    fit = Fit(tuple(args.image_size)) if args.image_size else None
-    print(
-        f"{args.dataset} {args.split}: {len(source)} images, the first {example['image'].shape}; "
-        f"batches of {args.batch_size}; {os.cpu_count()} cores"
-    )
-    rate = decode_rate(source, args.seconds)
-    print(f"reading and decoding, one by one: {rate:8.0f} images/s ({1000 / rate:.2f} ms each)")
-    for workers in args.workers:
-        for threads in args.threads:
-            rate = batch_rate(source, args.batch_size, threads, workers, args.seconds, fit)
-            print(f"{workers} workers, {threads} threads: {rate:8.0f} images/s")
 
+def measure(name: str, run: Run) -> Facts:
+    """Measures decoding, then every number of threads and workers."""
+    settings = run.settings
+    try:
+        source = data.get(name, settings.data_dir, settings.manual_dir).source(settings.split)
+    except SegzooError as error:
+        raise Failed(str(error)) from None
+    fit = Fit(tuple(settings.image_size)) if settings.image_size else None
+    batch, seconds = settings.batch_size or BATCH, settings.seconds
+    rates = []
+    alone = decode_rate(source, seconds)
+    run.say(f"  reading and decoding, one by one: {alone:.0f} images/s")
+    for workers in settings.workers:
+        for threads in settings.threads:
+            rate = batch_rate(source, batch, threads, workers, seconds, fit)
+            run.say(f"  {workers} workers, {threads} threads: {rate:.0f} images/s")
+            rates.append({"workers": workers, "threads": threads, "rate": rate})
+    return {
+        "dataset": name,
+        "split": settings.split,
+        "images": len(source),
+        "size": list(source[0]["image"].shape[:-1]),
+        "batch": batch,
+        "cores": os.cpu_count(),
+        "decode_rate": alone,
+        "rates": rates,
+    }
+
+
+def lines(record: Facts) -> Lines:
+    """Returns a line for decoding alone, and one for every number of threads and workers."""
+    what = f"{record['batch']} of {sizes(record['size'])}"
+    alone = record["decode_rate"]
+    found = [[what, "", "decoding, one by one", short(alone), "1.00"]]
+    for entry in record["rates"]:
+        ratio = entry["rate"] / alone
+        cells = [str(entry["workers"]), str(entry["threads"]), short(entry["rate"])]
+        found.append(["", *cells, f"{ratio:.2f}"])
+    return found
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds the dataset's."""
+    group = parser.add_argument_group("pipeline")
+    group.add_argument("--data-dir", help="where prepared datasets are kept")
+    group.add_argument("--manual-dir", help="where the dataset's original files lie")
+    group.add_argument("--split", default="train", help="(%(default)s)")
+    group.add_argument("--image-size", type=int, nargs="+", help="resize to it, height and width")
+    group.add_argument("--threads", type=int, nargs="+", default=[0, 1, 2, 4])
+    group.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+
+
+HEAD = ("dataset", "on", "images of a batch", "workers", "threads", "images/s", "x decoding")
+BENCHMARK = Benchmark("pipeline", subjects, measure, HEAD, lines, numbers=(5, 6), options=options)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run([BENCHMARK], doc=__doc__))

@@ -1,0 +1,86 @@
+"""The peak of memory of a train step, ours and the peers', each in a fresh process.
+
+    python -m experiments.benchmarks.memory [--workload unet64 ...] [--record]
+
+On a CPU the peak is the growth of the process over what loading the library took; on a GPU it is
+the allocator's. The first step is told apart: it holds what compiling takes. Where a network can
+compute values again instead of keeping them (`remat`), it is measured with and without.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments.benchmarks import command
+from experiments.benchmarks.command import Benchmark, Lines, Run, sizes
+from experiments.benchmarks.contest import check_same
+from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.train_step import workload
+from experiments.benchmarks.worker import Failed, NotInstalled, Unavailable
+from experiments.benchmarks.workloads import WORKLOADS, as_arguments
+from segzoo import registry
+
+
+def measure(name: str, run: Run) -> Facts:
+    """Measures one workload, everyone in a process of its own."""
+    chosen = workload(name, run)
+    told = as_arguments(chosen, run.platform, run.settings.batch_size)
+    with run.start("ours") as worker:
+        ours = worker.call("memory", workload=told)
+    peers: dict[str, Facts] = {}
+    if "remat" in registry.entry(chosen.model).overrides:
+        again = {**told, "model_args": {**told["model_args"], "remat": True}}
+        peers["ours, remat"] = _other(run, "ours", again, ours)
+    for peer in run.peers(chosen.peers):
+        peers[peer] = _other(run, peer, told, ours)
+    return {"workload": told, **ours, "peers": peers}
+
+
+def _other(run: Run, name: str, told: Facts, ours: Facts) -> Facts:
+    try:
+        with run.start(name) as worker:
+            versions = worker.call("describe")["versions"]
+            theirs = worker.call("memory", workload=told)
+            check_same(ours, theirs, name)
+    except NotInstalled as error:
+        return {"state": "not installed", "why": str(error)}
+    except Unavailable as error:
+        return {"state": "unavailable", "why": str(error)}
+    except Failed as error:
+        return {"state": "failed", "why": str(error)}
+    return {"state": "measured", **theirs, "versions": versions}
+
+
+def lines(record: Facts) -> Lines:
+    """Returns a line for each contestant."""
+    told = record["workload"]
+    what = f"{told['batch']} of {sizes(told['size'])}, {told['dtype']}"
+    found = []
+    for name, entry in {"ours": {"state": "measured", **record}, **record["peers"]}.items():
+        if entry["state"] == "measured":
+            ratio = f"{record['peak'] / entry['peak']:.2f}" if entry["peak"] > 0 else "-"
+            cells = [_mib(entry["peak"]), _mib(entry["first"]), ratio]
+        else:
+            cells = [f"{entry['state']}: {entry['why']}", "", ""]
+        found.append([what, name, *cells])
+        what = ""
+    return found
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+HEAD = (
+    "workload",
+    "on",
+    "images of a step",
+    "whose",
+    "peak, MiB",
+    "first step, MiB",
+    "ours / theirs",
+)
+BENCHMARK = Benchmark("memory", lambda: list(WORKLOADS), measure, HEAD, lines, numbers=(4, 5, 6))
+
+if __name__ == "__main__":
+    sys.exit(command.run([BENCHMARK], doc=__doc__))

@@ -1,0 +1,45 @@
+"""docs/benchmarks/*.json -> the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.benchmarks import (
+    command,
+    compile,
+    inference,
+    memory,
+    pipeline,
+    primitives,
+    train_step,
+)
+from experiments.benchmarks.workloads import PLATFORMS
+from segzoo.report import Table
+
+PAGE = "docs/benchmarks.md"
+# In the order of the page, which is the order in which they run.
+BENCHMARKS = tuple(
+    module.BENCHMARK for module in (train_step, inference, primitives, memory, compile, pipeline)
+)
+
+
+def tables(root: Path | str = ".") -> list[Table]:
+    """Returns every benchmark's table, for `segzoo report`.
+
+    Args:
+        root: the repository's root.
+
+    Raises:
+        SegzooError: for a damaged record.
+    """
+    found = []
+    for benchmark in BENCHMARKS:
+        records = {
+            platform: command.read_records(
+                command.record_path(benchmark.name, platform, Path(root))
+            )
+            for platform in PLATFORMS
+        }
+        text = command.render(benchmark, records)
+        found.append(Table(PAGE, f"benchmarks:{benchmark.name}", text))
+    return found
