@@ -148,8 +148,8 @@ def _by_stage(name: str, row: Facts) -> str:
     """The errors of a network whose stages are not maps alone."""
     sizes = " and ".join(f"{height}x{width}" for height, width in row["sizes"])
     title = (
-        f"`{name}` beside {row['reference']}, one image of {sizes} each. Proposals and boxes are in "
-        "pixels, scores and classes as they are, all else in standard deviations as above:\n"
+        f"`{name}` beside {row['reference']}, one image of {sizes} each. Proposals and boxes are "
+        "in pixels, scores and classes as they are, all else in standard deviations as above:\n"
     )
     rows = [(stage.replace("_", " "), f"{error:.1e}") for stage, error in row["errors"].items()]
     return f"{title}\n" + table(("stage", "largest difference"), rows, numbers=(1,))

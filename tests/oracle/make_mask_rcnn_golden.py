@@ -165,8 +165,9 @@ def main() -> None:
     np.savez_compressed(shared.GOLDEN, **arrays)
     for name, error in worst.items():
         print(f"{name}: {error:.1e}")
+    version = torchvision.__version__.partition("+")[0]
     row = {
-        "reference": f"torchvision {torchvision.__version__.partition('+')[0]} maskrcnn_resnet50_fpn",
+        "reference": f"torchvision {version} maskrcnn_resnet50_fpn",
         "sizes": [list(size) for size in shared.SIZES],
         "errors": {name: float(f"{error:.2g}") for name, error in worst.items()},
     }
