@@ -287,7 +287,7 @@ def test_evaluate_passes_its_options_on(monkeypatch, tmp_path):
         "segzoo.evaluate.evaluate_run",
         lambda folder, **options: seen.update(options, folder=folder) or {"scores": {}},
     )
-    monkeypatch.setattr("segzoo.study.print_table", lambda records: None)
+    monkeypatch.setattr("segzoo.scoreboard.print_table", lambda records: None)
     words = ["--split", "val", "--data-dir", "d", "--boundary", "--crf", "iterations", "3"]
     assert main(["evaluate", str(tmp_path), *words]) == 0
     assert seen.pop("crf").iterations == 3

@@ -78,7 +78,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     parallel.initialize(cpu_devices=arguments.cpu_devices)
     from segzoo.evaluate import evaluate_run
-    from segzoo.study import print_table
+    from segzoo.scoreboard import print_table
 
     folder = Path(arguments.folder)
     _check_run_folder(folder)
