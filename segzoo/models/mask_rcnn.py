@@ -1,8 +1,9 @@
 """Mask R-CNN (He et al. 2017, arXiv:1703.06870) with a feature pyramid, Figures 1 and 4 (right).
 
 A ResNet, a pyramid over it (`fpn.py`), proposals from all its levels (`rpn.py`), and two heads on
-the proposals' features (`roi_heads.py`): classes and boxes, then masks in the boxes found. Arrays
-have a fixed number of places for what may be there, and tell what is, so that all of it compiles.
+the proposals' features (`roi_heads.py`): classes and boxes, then masks in the boxes found; what it
+learns from is drawn by `rcnn_targets.py`. Arrays have a fixed number of places for what may be
+there, and tell what is, so that all of it compiles.
 
 Choices the paper leaves, as in torchvision's `maskrcnn_resnet50_fpn`, whose weights fit: batch norm
 is frozen (`norm`), its scale and bias then being no parameters (the first weights of COCO want
@@ -16,6 +17,7 @@ left out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,11 +31,9 @@ from segzoo.checks import check_common, check_image
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.layers import NormKind, example_keys
 from segzoo.models.fpn import FPN
-from segzoo.models.roi_heads import WEIGHTS, BoxHead, MaskHead, detect, of_class
+from segzoo.models.rcnn_targets import anchors_to_learn, check_targets, regions_to_learn
+from segzoo.models.roi_heads import BoxHead, MaskHead, detect, of_class
 from segzoo.models.rpn import RPNHead, propose, pyramid_anchors
-from segzoo.ops import boxes as box_ops
-from segzoo.ops.masks import crop_masks
-from segzoo.ops.matching import NEGATIVE, NEITHER, match, sample
 from segzoo.ops.roi_align import assign_levels, roi_align
 from segzoo.registry import register, with_fixed
 
@@ -42,7 +42,6 @@ Answers = dict[str, Any]
 
 STRIDES = (4, 8, 16, 32)  # of P2 to P5, which regions are pooled from
 BOX_SIZE, MASK_SIZE = 7, 14  # bins along a side of what the heads see
-POSITIVE_ANCHORS, POSITIVE_REGIONS = 0.5, 0.25  # of those learned from, at most
 
 
 class MaskRCNN(nn.Module):
@@ -145,7 +144,7 @@ class MaskRCNN(nn.Module):
         )
         if targets is None:
             return self._detections(pyramid, proposals, there, sizes)
-        _check_targets(targets, (batch, *size))
+        check_targets(targets, (batch, *size))
         return {
             **self._anchors(logits, offsets, anchors, targets, sizes),
             **self._regions(pyramid, proposals, there, targets),
@@ -190,27 +189,8 @@ class MaskRCNN(nn.Module):
         def of_image(
             key: Array, logits: Array, offsets: Array, targets: Mapping[str, Array], size: Array
         ) -> Answers:
-            boxes = targets["boxes"].astype(jnp.float32)
-            index, kind = match(
-                anchor,
-                boxes,
-                targets["valid"],
-                high=0.7,
-                low=0.3,
-                best_of_each=True,
-                ignore=targets.get("crowd"),
-            )
-            center = (anchor[:, :2] + anchor[:, 2:]) / 2
-            beyond = jnp.any((center < 0) | (center >= size), axis=-1)
-            kind = jnp.where(beyond & (kind == NEGATIVE), NEITHER, kind)
-            place, positive, valid = sample(key, kind, self.anchors_learned, POSITIVE_ANCHORS)
-            return {
-                "logits": logits[place],
-                "offsets": offsets[place],
-                "target": box_ops.encode(boxes[index[place]], anchor[place]),
-                "positive": positive,
-                "valid": valid,
-            }
+            place, wanted = anchors_to_learn(key, anchor, targets, size, self.anchors_learned)
+            return {"logits": logits[place], "offsets": offsets[place], **wanted}
 
         of_images = jax.vmap(of_image)(
             self._keys(len(sizes), 0),
@@ -229,34 +209,14 @@ class MaskRCNN(nn.Module):
         targets: Mapping[str, Array],
     ) -> Answers:
         """What the heads say of the regions they learn from, and should say."""
-        positives = int(self.regions_learned * POSITIVE_REGIONS)
-
-        def of_image(
-            key: Array, proposals: Array, there: Array, targets: Mapping[str, Array]
-        ) -> Answers:
-            boxes, valid = targets["boxes"].astype(jnp.float32), targets["valid"]
-            crowd = targets.get("crowd", jnp.zeros_like(valid))
-            candidates = jnp.concatenate([proposals, boxes])
-            there = jnp.concatenate([there, valid & ~crowd])
-            index, kind = match(candidates, boxes, valid, high=0.5, low=0.5, ignore=crowd)
-            kind = jnp.where(there, kind, NEITHER)
-            place, positive, valid = sample(key, kind, self.regions_learned, POSITIVE_REGIONS)
-            index, region = index[place], jnp.where(valid[:, None], candidates[place], 0.0)
-            cells = crop_masks(
-                targets["masks"], index[:positives], region[:positives], 2 * MASK_SIZE
-            )
-            return {
-                "region": region,
-                "label": jnp.where(positive, targets["classes"][index], 0).astype(jnp.int32),
-                "target": box_ops.encode(boxes[index], region, WEIGHTS),
-                "valid": valid,
-                "cells": cells,
-            }
-
+        of_image = functools.partial(
+            regions_to_learn, count=self.regions_learned, cells=2 * MASK_SIZE
+        )
         found = jax.vmap(of_image)(self._keys(len(proposals), 1), proposals, there, dict(targets))
         regions, labels = found["region"], found["label"]
         logits, offsets = self._box_head(pyramid, regions)
         offsets = jnp.take_along_axis(offsets, labels[..., None, None], axis=2)[:, :, 0]
+        positives = found["cells"].shape[1]
         masks = self._mask_head(pyramid, regions[:, :positives], labels[:, :positives])
         return {
             "regions": {
@@ -302,34 +262,6 @@ def _pad(image: Array, multiple: int) -> Array:
 def _pool(pyramid: Sequence[Array], regions: Array, size: int) -> Array:
     level = assign_levels(regions) - 2
     return roi_align(pyramid[: len(STRIDES)], regions, STRIDES, size, level=level)
-
-
-def _check_targets(targets: Mapping[str, Array], image: tuple[int, ...]) -> None:
-    """Raises `SegzooError` unless targets have the right names and shapes."""
-    known = {"boxes", "classes", "masks", "valid"}
-    if not known <= set(targets) <= known | {"crowd"}:
-        raise SegzooError(
-            f"the targets are {sorted(targets)}; expected {sorted(known)}, and 'crowd' or not."
-        )
-    batch, *size = image
-    boxes = tuple(targets["boxes"].shape)
-    number = boxes[1] if len(boxes) == 3 else 0
-    if boxes != (batch, number, 4) or not number:
-        raise SegzooError(
-            f"the targets' boxes have shape {boxes}; expected [{batch}, M, 4] with M at least 1."
-        )
-    shapes = {
-        "classes": ((batch, number),),
-        "valid": ((batch, number),),
-        "crowd": ((batch, number),),
-        "masks": ((batch, number, *size), (batch, *size)),
-    }
-    for name, expected in shapes.items():
-        if name in targets and tuple(targets[name].shape) not in expected:
-            listed = " or ".join(str(list(shape)) for shape in expected)
-            raise SegzooError(
-                f"the targets' {name} have shape {tuple(targets[name].shape)}; expected {listed}."
-            )
 
 
 def _mask_rcnn(
