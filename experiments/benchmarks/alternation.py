@@ -25,7 +25,7 @@ class Pace:
         seconds: that a block takes at least; one call where a call takes longer.
     """
 
-    rounds: int = 7
+    rounds: int = 5
     seconds: float = 1.0
 
 

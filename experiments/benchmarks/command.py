@@ -214,7 +214,7 @@ def parser(benchmarks: Sequence[Benchmark], doc: str | None) -> argparse.Argumen
     add("--platform", choices=PLATFORMS, help="default: where jax runs by itself")
     add("--peers", nargs="*", metavar="PEER", help="beside these alone; none: ours alone")
     add("--batch-size", type=int, metavar="B", help="instead of the workload's")
-    add("--rounds", type=int, default=7, help="pairs of blocks (%(default)s)")
+    add("--rounds", type=int, default=5, help="pairs of blocks (%(default)s)")
     add("--seconds", type=float, default=1.0, help="a block takes at least (%(default)s)")
     add("--timeout", type=float, default=900.0, help="seconds for one answer (%(default)s)")
     add("--tiny", action="store_true", help="narrow networks, small images: to see that it works")

@@ -55,7 +55,7 @@ def of_build(record: Facts, key: str) -> Lines:
     first = [
         f"{batch} of {sizes(workload['size'])}, {workload['dtype']}",
         f"{build['parameters']:,}",
-        f"{build['macs'] / batch / 1e9:.1f}",
+        short(build["macs"] / batch / 1e9),
         short(batch / seconds),
         short(rate / 1e9),
         share(rate, record["ceiling"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
+from typing import Any
 
 from segzoo.cli.command import Command, complain, console, tell
 from segzoo.errors import SegzooError
@@ -124,15 +126,23 @@ def _report(arguments: argparse.Namespace) -> int:
     ]
     root, check = Path(), arguments.check
     changed = zoo.update(root, anew=arguments.count, check=check)
-    changed += report.update(
-        root, rows, tables=[*zoo.tables(root), *pending.tables(root)], check=check
-    )
+    tables = [*zoo.tables(root), *pending.tables(root), *_benchmarks(root)]
+    changed += report.update(root, rows, tables=tables, check=check)
     stale = [str(path) for path in changed]
     if arguments.check and stale:
         complain(f"out of date: {', '.join(stale)}; run `segzoo report`.")
         return 1
     tell(f"wrote {', '.join(stale)}" if stale else "the tables are up to date")
     return 0
+
+
+def _benchmarks(root: Path) -> list[Any]:
+    """The tables of the benchmarks, where they are."""
+    if not (root / "experiments" / "benchmarks" / "page.py").exists():
+        return []
+    # `study.declared` has put the current folder where modules are found.
+    tables: list[Any] = importlib.import_module("experiments.benchmarks.page").tables(root)
+    return tables
 
 
 REPORT = Command("Write the generated tables of the documentation.", _report_arguments, _report)
