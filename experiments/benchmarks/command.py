@@ -147,7 +147,7 @@ def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
         records: by platform, by subject; a subject without any is "not run".
     """
     lines: Lines = []
-    sources: dict[str, None] = {}
+    sources: dict[str, dict[str, str]] = {}
     for subject in benchmark.subjects():
         found = {p: records[p][subject] for p in records if subject in records[p]}
         if not found:
@@ -158,17 +158,19 @@ def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
             for line in benchmark.lines(record):
                 lines.append([*named, *line])
                 named = ["", ""]
-            sources[_source(record)] = None
+            place = f"{record['date']}, `{record['commit'][:9]}`, {record['device']}"
+            sources.setdefault(place, {}).update(_versions(record))
     text = table(benchmark.head, lines, benchmark.numbers)
-    return text + "".join(f"\n{source}\n" for source in sources)
+    for place, versions in sources.items():
+        text += f"\n{place}: {', '.join(f'{name} {v}' for name, v in versions.items())}.\n"
+    return text
 
 
-def _source(record: Facts) -> str:
+def _versions(record: Facts) -> dict[str, str]:
     versions = {"jax": record["versions"]["jax"]}
     for entry in _entries(record):
         versions |= entry.get("versions", {})
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{record['device']}: {named}; {record['date']}, `{record['commit'][:9]}`."
+    return versions
 
 
 def _entries(record: Facts) -> Iterable[Facts]:

@@ -70,7 +70,7 @@ class Eager(Contestant):
                 loss = loss_of(forward(_normalise(image)), label)
             loss.backward()
             optimizer.step()
-            return loss
+            return loss.detach()
 
         self.run = run
         return _facts(network)

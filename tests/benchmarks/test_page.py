@@ -1,0 +1,118 @@
+import json
+
+import pytest
+
+from experiments.benchmarks import command, compile, contestants, page, pipeline, primitives
+from experiments.benchmarks.page import BENCHMARKS
+from experiments.benchmarks.workloads import WORKLOADS
+from segzoo import SegzooError, report
+
+from . import fakes
+
+NAMES = [benchmark.name for benchmark in BENCHMARKS]
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contestants, "start", fakes.start)
+    (tmp_path / "docs").mkdir()
+    marks = [f"<!-- benchmarks:{n}:begin -->\n<!-- benchmarks:{n}:end -->\n" for n in NAMES]
+    (tmp_path / page.PAGE).write_text("# Benchmarks\n\n" + "\n".join(marks))
+    return tmp_path
+
+
+def rows(text):
+    return [line for line in text.splitlines() if line.startswith("| `") or line.startswith("|  ")]
+
+
+def test_a_row_without_a_record_says_so(house):
+    for benchmark, table in zip(BENCHMARKS, page.tables(house), strict=True):
+        assert table.name == f"benchmarks:{benchmark.name}"
+        assert len(rows(table.text)) == len(benchmark.subjects())
+        assert all("| not run |" in row for row in rows(table.text))
+        widths = {line.count(" | ") for line in table.text.splitlines() if line}
+        assert len(widths) == 1
+
+
+def test_records_in_page_out(house):
+    command.run(BENCHMARKS, ["--only", "train_step", "inference", "memory", "primitives"])
+    assert not (house / "docs/benchmarks").exists()
+    chosen = ["--workload", "unet_keras", "max-pool 2x2", "--record"]
+    command.run(BENCHMARKS, ["--only", "train_step", "inference", "memory", "primitives", *chosen])
+    assert report.update(house, tables=page.tables(house), check=True)
+    report.update(house, tables=page.tables(house))
+    assert report.update(house, tables=page.tables(house), check=True) == []
+    text = (house / page.PAGE).read_text()
+    parts = {n: text.partition(f"benchmarks:{n}:begin")[2].partition(":end")[0] for n in NAMES}
+
+    train = rows(parts["train_step"])
+    assert len(train) == len(WORKLOADS) + 1  # two peers
+    (first,) = [i for i, row in enumerate(train) if row.startswith("| `unet_keras`")]
+    assert "expected the same network" in train[first]
+    assert train[first + 1].endswith("| keras | not installed: keras |  |  |")
+    assert "\n2026-01-01, `012345678`, 1 x CPU (2 cores): jax 0.\n" in parts["train_step"]
+
+    assert [row.split(" | ")[2] for row in rows(parts["inference"]) if "float32" in row] == [
+        "1 of 128x128, float32",
+        "8 of 128x128, float32",
+    ]
+    memory = [row for row in rows(parts["memory"]) if "not run" not in row]
+    assert "| ours | 0 | 1 | 1.00 |" in memory[0]
+    assert len(memory) == 3
+    pool = [row for row in rows(parts["primitives"]) if "not run" not in row]
+    assert "| forward | 500 | - | torch | 1,000 | 2.00 | 2.00..2.00 |" in pool[0]
+
+
+def test_both_devices_have_their_lines(house):
+    command.run(BENCHMARKS, ["--only", "train_step", "--workload", "unet64", "--record"])
+    path = command.record_path("train_step", "cpu", house)
+    record = json.loads(path.read_text())
+    record["unet64"]["device"] = "1 x GPU"
+    command.record_path("train_step", "gpu", house).write_text(json.dumps(record))
+    text = page.tables(house)[0].text
+    assert text.count("| `unet64` | CPU |") == text.count("| `unet64` | GPU |") == 1
+    assert "`012345678`, 1 x GPU: jax 0, fake 1.0." in text
+
+
+def test_a_damaged_record_is_named(house):
+    path = command.record_path("memory", "gpu", house)
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(SegzooError, match=r"memory\.gpu\.json cannot be read as JSON"):
+        page.tables(house)
+
+
+def test_lines_of_compilation_and_of_the_pipeline():
+    told = {"batch": 2, "size": [96, 96]}
+    found = {"state": 3.0, "seconds": 20.0}
+    record = {"workload": told, "first": found, "second": {"state": 1.0, "seconds": 2.0}}
+    assert compile.lines(record) == [["2 of 96x96", "3.0", "20.0", "1.0", "2.0", ""]]
+    counted = {"programs": 9, "sizes": 40, "buckets": 9}
+    assert compile.lines(counted)[0][-1] == "9 programs for 40 sizes in 9 buckets"
+
+    rate = {"workers": 0, "threads": 2, "rate": 300.0}
+    record = {"batch": 16, "size": [128, 128], "decode_rate": 200.0, "rates": [rate]}
+    assert pipeline.lines(record)[1] == ["", "0", "2", "300", "1.50"]
+
+
+def test_heads_are_as_long_as_lines():
+    record = {"workload": {"batch": 2, "size": [96, 96]}}
+    record |= {name: {"state": 3.0, "seconds": 20.0} for name in ("first", "second")}
+    assert len(compile.HEAD) == 2 + len(compile.lines(record)[0])
+    record = {"batch": 16, "size": [8, 8], "decode_rate": 1.0, "rates": []}
+    assert len(pipeline.HEAD) == 2 + len(pipeline.lines(record)[0])
+
+
+def test_multiply_adds_of_the_operations():
+    found = {
+        name: primitives.multiply_adds(primitive, (2, *primitive.shape["cpu"][1:]))
+        for name, primitive in primitives.PRIMITIVES.items()
+        if primitive.matrix
+    }
+    assert found == {
+        "convolution 3x3": 2 * 128 * 128 * 64 * 64 * 9,
+        "convolution 3x3, rate 2": 2 * 128 * 128 * 64 * 64 * 9,
+        "convolution 3x3x3": 2 * 32**3 * 32 * 32 * 27,
+        "up-convolution 2x2": 2 * 128 * 128 * 64 * 32 * 4,
+    }
