@@ -22,10 +22,10 @@ from segzoo import registry
 
 # Whatever of these a model accepts makes it small enough to run here; the backbone only takes the
 # place of another.
-SMALL = {"width": 8, "aux_loss": True, "backbone": "resnet50"}
+SMALL = {"width": 8, "aux_loss": True, "backbone": "resnet18"}
 # Without the compiler's own optimisations a model is ready in half the time, with the same meaning.
 QUICKLY = {"xla_backend_optimization_level": 0}
-SIZES = [(96, 96), (64, 128), (75, 97)]
+SIZES = [(96, 96), (75, 97)]
 PROGRAM = Path(__file__).parent / "programs" / "devices.py"
 
 
@@ -58,6 +58,8 @@ def small(name, **overrides):
     fitting = {k: v for k, v in SMALL.items() if k in known}
     if known.get("backbone") is None:
         fitting.pop("backbone", None)
+    elif known.get("multi_grid"):  # a rate for each of three blocks
+        fitting["backbone"] = "resnet34"
     return segzoo.get(name, **fitting, **overrides)
 
 
@@ -105,7 +107,7 @@ def test_the_published_number_of_parameters_each_in_one_stage(name):
 @each(one_of_a_kind=False)
 def test_shapes_and_dtypes(name):
     model = small(name, num_classes=1)
-    image = jax.ShapeDtypeStruct(shape(name, SIZES[2]), jnp.float32)
+    image = jax.ShapeDtypeStruct(shape(name, SIZES[1]), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert set(variables) <= {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -151,7 +153,7 @@ def test_forward(filled, name):
 def test_every_parameter_has_a_gradient(filled, name):
     """With the running statistics: batch statistics cancel the bias of a convolution before."""
     model = small(name, num_classes=5)
-    variables = filled(model, shape(name, SIZES[2]))
+    variables = filled(model, shape(name, SIZES[1]))
 
     def objective(params, image):
         logits, sown = model.apply({**variables, "params": params}, image, mutable=["aux_logits"])
@@ -159,7 +161,7 @@ def test_every_parameter_has_a_gradient(filled, name):
         return sum(jnp.mean(jnp.sin(3.0 * output)) for output in outputs)
 
     gradients = jax.jit(jax.grad(objective), compiler_options=QUICKLY)(
-        variables["params"], image(name, SIZES[2])
+        variables["params"], image(name, SIZES[1])
     )
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
@@ -170,7 +172,7 @@ def test_every_parameter_has_a_gradient(filled, name):
 @each(one_of_a_kind=True)
 def test_statistics_move_in_training_alone(filled, name):
     model = small(name, num_classes=5)
-    variables = filled(model, shape(name, SIZES[2]))
+    variables = filled(model, shape(name, SIZES[1]))
     if "batch_stats" not in variables:
         return
 
@@ -180,7 +182,7 @@ def test_statistics_move_in_training_alone(filled, name):
             return model.apply(variables, image, train=train, mutable=["batch_stats"], rngs=rngs)[1]
 
         compiled = jax.jit(run, compiler_options=QUICKLY)
-        return compiled(variables, image(name, SIZES[2]))["batch_stats"]
+        return compiled(variables, image(name, SIZES[1]))["batch_stats"]
 
     before = jax.tree_util.tree_leaves_with_path(variables["batch_stats"])
     kept, moved = jax.tree.leaves(statistics(False)), jax.tree.leaves(statistics(True))
@@ -212,15 +214,25 @@ def kinds():
     return list(found.values())
 
 
+# With gates and heads at every scale; drop-out; pooling with places; a whole image's mean; objects.
+TYPICAL = ["attention_unet", "fc_densenet56", "segnet", "deeplabv3plus", "mask_rcnn_resnet50_fpn"]
+
+
+def parts():
+    """Names that share a process: the typical ones, then those of all other kinds."""
+    yield pytest.param(TYPICAL, id="typical")
+    others = [name for name in kinds() if name not in TYPICAL]
+    for part in range(4):
+        yield pytest.param(others[part::4], id=str(part), marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(6))
-def test_four_devices_train_as_one(part):
-    names = kinds()[part::6]
-    assert names
+@pytest.mark.parametrize("names", parts())
+def test_four_devices_train_as_one(names):
     found = differences(names)
-    assert set(found) == set(names)
+    assert list(found) == names
     for name, difference in found.items():
         # Logits are float32; everything else is float64.
         assert difference["loss"] < 1e-6, name
-        assert difference["gradients"] < 1e-5, name
+        assert difference["gradients"] < 3e-5, name
         assert difference["batch_stats"] < 1e-6, name

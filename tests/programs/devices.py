@@ -33,7 +33,8 @@ def build(name, axis_name):
     wanted = {"width": 8, "aux_loss": True, "num_classes": 5, "dtype": jnp.float64}
     found = {k: v for k, v in wanted.items() if k in known}
     if known.get("backbone") is not None:
-        found["backbone"] = "resnet50"
+        # A rate for each of three blocks wants as many.
+        found["backbone"] = "resnet34" if known.get("multi_grid") else "resnet18"
     return segzoo.get(name, axis_name=axis_name, **found)
 
 
