@@ -19,7 +19,7 @@ from typing import NoReturn
 from experiments.benchmarks import contest, contestants
 from experiments.benchmarks.alternation import Pace
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.worker import Failed, NotInstalled, Unavailable, Worker
+from experiments.benchmarks.worker import NoResult, Worker
 from experiments.benchmarks.workloads import DTYPES, PLATFORMS
 from segzoo.errors import SegzooError, check_name, check_positive_int
 from segzoo.files import write_atomically
@@ -36,7 +36,8 @@ class Benchmark:
     Attributes:
         name: of its module, its records and its table.
         subjects: the names of what it is measured on.
-        measure: one subject; what it returns is the record, provenance left out. Raises `Failed`.
+        measure: one subject; what it returns is the record, provenance left out. Raises `NoResult`
+            where there is nothing to return.
         head: of its table, the subject and the device first.
         lines: of its table, for a record: one or more, without subject and device.
         numbers: which columns are set to the right.
@@ -69,14 +70,14 @@ class Run:
         return Pace(self.settings.rounds, self.settings.seconds)
 
     def start(self, name: str, **environment: str | None) -> Worker:
-        """Starts a contestant's process."""
-        settings = self.settings
-        return contestants.start(name, settings.platform, settings.timeout, environment)
+        """Starts a contestant's process, where jax runs for ours."""
+        return contestants.start(name, self.platform, self.settings.timeout, environment)
 
     @functools.cached_property
     def provenance(self) -> Facts:
         """Device, versions, commit and date, of our side."""
-        with self.start("ours") as ours:
+        wanted, timeout = self.settings.platform, self.settings.timeout
+        with contestants.start("ours", wanted, timeout) as ours:
             return {**ours.call("provenance"), "platform": ours.call("describe")["platform"]}
 
     @property
@@ -264,7 +265,7 @@ def _run(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> int:
         here.say(f"{benchmark.name} {subject} ...")
         try:
             record = benchmark.measure(subject, here)
-        except (NotInstalled, Unavailable, Failed) as error:
+        except NoResult as error:
             here.say(f"{benchmark.name} {subject} failed: {error}")
             failed += 1
             continue

@@ -25,8 +25,8 @@ from segzoo import registry
 SIZES = "image sizes"
 SIDE = 96  # of the images, where the model takes images that small
 BATCH = 2
-BUCKETED = 40  # pictures of different sizes
-LARGEST = 300  # of their sides
+PICTURES = 100
+SIDES = (200, 300)  # of the pictures, from and below
 
 
 def subjects() -> list[str]:
@@ -79,7 +79,7 @@ def _twice(told: Facts, run: Run) -> Facts:
 def picture_sizes() -> list[tuple[int, int]]:
     """Sizes of pictures as people have them: any."""
     rng = np.random.default_rng(0)
-    return [(int(h), int(w)) for h, w in rng.integers(40, LARGEST, (BUCKETED, 2))]
+    return [(int(h), int(w)) for h, w in rng.integers(*SIDES, (PICTURES, 2))]
 
 
 def _count(run: Run) -> Facts:

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.benchmarks.alternation import Pace, alternate, ratio
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.worker import Failed, NotInstalled, Unavailable, Worker
+from experiments.benchmarks.worker import Failed, NoResult, Unavailable, Worker
 
 Say = Callable[[str], None]
 Start = Callable[[str], Worker]
@@ -50,7 +50,7 @@ def contest(
             facts["peers"] = {}
         for name in peers:
             for key, entry in beside(ours, name, builds, found, platform, begin, pace).items():
-                rates[key] += entry.pop("ours", [])
+                rates[key] += entry.get("ours_rates", [])
                 found[key]["peers"][name] = entry
                 say(f"  {key} {name}: {told(entry)}")
         for key, facts in found.items():
@@ -72,7 +72,7 @@ def beside(
     """Times ours beside one peer; whatever keeps the peer from it is told in its entries.
 
     Returns:
-        An entry for each build, see `contest`; `ours` in it are our rates beside this peer.
+        An entry for each build, see `contest`; `ours_rates` in it are ours beside this peer.
     """
     entries: dict[str, Facts] = {}
     try:
@@ -94,19 +94,13 @@ def beside(
                     "lowest": compared.lowest,
                     "highest": compared.highest,
                     "versions": described["versions"],
-                    "ours": a,
+                    "ours_rates": _rounded(a),
                 }
-    except NotInstalled as error:
-        missing: Facts = {"state": "not installed", "why": str(error)}
-    except Unavailable as error:
-        missing = {"state": "unavailable", "why": str(error)}
-    except Failed as error:
+    except NoResult as error:
         if ours.failed:
             raise
-        missing = {"state": "failed", "why": str(error)}
-    else:
-        missing = {}
-    return {key: entries.get(key) or dict(missing) for key in builds}
+        return dict.fromkeys(builds, error.entry) | entries
+    return entries
 
 
 def check_same(ours: Facts, theirs: Facts, name: str) -> None:
@@ -140,7 +134,7 @@ def ceiling(names: Iterable[str], platform: str, dtype: str, begin: Start) -> Fa
                 block = functools.partial(_block, worker, "product")
                 block(1)
                 seconds = min(block(4) / 4 for _ in range(5))
-        except (NotInstalled, Unavailable, Failed):
+        except NoResult:
             continue
         reached[name] = 2 * side**3 / seconds
     return reached
@@ -175,4 +169,8 @@ def _alone(ours: Worker, key: str, pace: Pace) -> list[float]:
 
 
 def _summary(rates: Sequence[float]) -> dict[str, Any]:
-    return {"seconds": 1 / median(rates), "rates": [float(f"{rate:.5g}") for rate in rates]}
+    return {"seconds": 1 / median(rates), "rates": _rounded(rates)}
+
+
+def _rounded(rates: Sequence[float]) -> list[float]:
+    return [float(f"{rate:.5g}") for rate in rates]

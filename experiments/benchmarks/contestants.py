@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import gc
 import importlib.metadata
 import os
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.benchmarks.worker import Worker
+from segzoo.errors import SegzooError
 
 Facts = dict[str, Any]
 _TORCH = "experiments.benchmarks.peers.torch_side"
@@ -31,6 +33,16 @@ TARGETS: dict[str, str] = {
     "keras": "experiments.benchmarks.peers.keras_side:Keras",
 }
 PEERS = tuple(name for name in TARGETS if name != "ours")
+# What every library has a network for.
+_SMALL: Facts = {
+    "model": "unet",
+    "model_args": {"width": 2, "depth": 1},
+    "task": "semantic",
+    "classes": 1,
+    "size": [16, 16],
+    "channels": 3,
+    "batch": 2,
+}
 
 
 class Contestant(abc.ABC):
@@ -111,10 +123,12 @@ class Contestant(abc.ABC):
             `first`, the peak of memory up to the end of the first step in bytes, its compilation
             included; `peak`, that of the steps after it; and what `train_step` returns. Without a
             device's own memory, both are the growth of the process over what it took to load the
-            library.
+            library and train a network of a few hundred parameters.
         """
-        self.product(8, "float32")
+        self.train_step(_SMALL | {"dtype": workload["dtype"]})
         self.block(1)  # loads what is loaded once
+        del self.run
+        gc.collect()
         before = _resident()
         _forget_peak()
         facts = self.train_step(workload)
@@ -130,8 +144,10 @@ class Contestant(abc.ABC):
 
 
 def _status(field: str) -> int:
-    """A field of this process's status, in bytes (Linux)."""
-    text = Path("/proc/self/status").read_text()
+    """A field of this process's status, in bytes."""
+    if not _STATUS.exists():
+        raise SegzooError(f"the memory of a process is read from Linux's {_STATUS}")
+    text = _STATUS.read_text()
     return 1024 * int(text.partition(f"{field}:")[2].split()[0])
 
 
@@ -145,7 +161,10 @@ def _peak() -> int:
 
 def _forget_peak() -> None:
     # 5 sets the peak back to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
+    _STATUS.with_name("clear_refs").write_text("5")
+
+
+_STATUS = Path("/proc/self/status")
 
 
 def start(

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.memory [--workload unet64 ...] [--record]
 
 On a CPU the peak is the growth of the process over what loading the library took; on a GPU it is
-the allocator's. The first step is told apart: it holds what compiling takes. Where a network can
+the allocator's. The order of the axes in memory changes neither. The first step is told apart: it holds what compiling takes. Where a network can
 compute values again instead of keeping them (`remat`), it is measured with and without.
 """
 
@@ -16,7 +16,7 @@ from experiments.benchmarks.command import Benchmark, Lines, Run, sizes
 from experiments.benchmarks.contest import check_same
 from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.train_step import workload
-from experiments.benchmarks.worker import Failed, NotInstalled, Unavailable
+from experiments.benchmarks.worker import NoResult
 from experiments.benchmarks.workloads import WORKLOADS, as_arguments
 from segzoo import registry
 
@@ -31,7 +31,7 @@ def measure(name: str, run: Run) -> Facts:
     if "remat" in registry.entry(chosen.model).overrides:
         again = {**told, "model_args": {**told["model_args"], "remat": True}}
         peers["ours, remat"] = _other(run, "ours", again, ours)
-    for peer in run.peers(chosen.peers):
+    for peer in run.peers(name for name in chosen.peers if not name.endswith("channels-last")):
         peers[peer] = _other(run, peer, told, ours)
     return {"workload": told, **ours, "peers": peers}
 
@@ -42,12 +42,8 @@ def _other(run: Run, name: str, told: Facts, ours: Facts) -> Facts:
             versions = worker.call("describe")["versions"]
             theirs = worker.call("memory", workload=told)
             check_same(ours, theirs, name)
-    except NotInstalled as error:
-        return {"state": "not installed", "why": str(error)}
-    except Unavailable as error:
-        return {"state": "unavailable", "why": str(error)}
-    except Failed as error:
-        return {"state": "failed", "why": str(error)}
+    except NoResult as error:
+        return dict(error.entry)
     return {"state": "measured", **theirs, "versions": versions}
 
 

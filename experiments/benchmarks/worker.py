@@ -20,23 +20,40 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from segzoo.errors import SegzooError
 
 ROOT = Path(__file__).parents[2]
 
 
-class NotInstalled(Exception):
-    """A contestant needs a package that is not there; its text is the package's name."""
+class NoResult(Exception):
+    """A contestant has nothing to show; the text says why in one line, `state` in a word."""
+
+    state: ClassVar[str]
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """What a record says in the result's place."""
+        return {"state": self.state, "why": str(self)}
 
 
-class Unavailable(Exception):
-    """A contestant cannot take part here; its text says why."""
+class NotInstalled(NoResult):
+    """A package is not there; the text is its name."""
+
+    state = "not installed"
 
 
-class Failed(Exception):
-    """A contestant broke down; its text says how, in one line."""
+class Unavailable(NoResult):
+    """The contestant cannot take part here."""
+
+    state = "unavailable"
+
+
+class Failed(NoResult):
+    """The contestant broke down."""
+
+    state = "failed"
 
 
 class Worker:
