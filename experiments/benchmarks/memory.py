@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.memory [--workload unet64 ...] [--record]
 
 On a CPU the peak is the growth of the process over what loading the library took; on a GPU it is
-the allocator's. The order of the axes in memory changes neither. The first step is told apart: it holds what compiling takes. Where a network can
-compute values again instead of keeping them (`remat`), it is measured with and without.
+the allocator's. The first step is told apart: it holds what compiling takes. Where a network can
+compute values again instead of keeping them (`remat`), it is measured with and without. Peers that
+differ in the order of axes alone are left out.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_records_in_page_out(house):
     ]
     memory = [row for row in rows(parts["memory"]) if "not run" not in row]
     assert "| ours | 0 | 1 | 1.00 |" in memory[0]
-    assert len(memory) == 3
+    assert len(memory) == 2
     pool = [row for row in rows(parts["primitives"]) if "not run" not in row]
     assert "| forward | 500 | - | torch | 1,000 | 2.00 | 2.00..2.00 |" in pool[0]
 
