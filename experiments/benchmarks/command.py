@@ -12,7 +12,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -240,6 +240,9 @@ def run(
     except SegzooError as error:
         sys.stderr.write(f"segzoo: {error}\n")
         return 2
+    except NoResult as error:
+        sys.stderr.write(f"segzoo: nothing can be measured: {error.state} ({error}).\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write(
             "segzoo: interrupted; with --record the same command goes on from there.\n"
@@ -249,36 +252,54 @@ def run(
 
 def _run(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> int:
     chosen = _chosen(benchmarks, settings)
-    jobs = [(b, s) for b in chosen for s in b.subjects() if s in (settings.workload or [s])]
-    began = time.monotonic()
     here = Run(settings, lambda text: print(text, file=sys.stderr, flush=True))
-    measured: dict[str, dict[str, Facts]] = {}
-    failed, left = 0, 0
-    for benchmark, subject in jobs:
-        path = record_path(benchmark.name, here.platform)
-        if settings.record and not settings.again and subject in read_records(path):
-            here.say(f"{benchmark.name} {subject}: recorded already")
-            continue
+    began = time.monotonic()
+    measured: dict[str, dict[str, Facts]] = {benchmark.name: {} for benchmark in chosen}
+    failed = left = 0
+    for benchmark, subject in _jobs(chosen, here):
         if settings.budget_minutes and time.monotonic() - began > 60 * settings.budget_minutes:
             left += 1
             continue
-        here.say(f"{benchmark.name} {subject} ...")
-        try:
-            record = benchmark.measure(subject, here)
-        except NoResult as error:
-            here.say(f"{benchmark.name} {subject} failed: {error}")
+        record = _measure(benchmark, subject, here)
+        if record is None or any(entry["state"] == "failed" for entry in _entries(record)):
             failed += 1
-            continue
-        failed += any(entry["state"] == "failed" for entry in _entries(record))
-        record = {**record, **_how(settings), **here.provenance}
-        measured.setdefault(benchmark.name, {})[subject] = record
-        if settings.record:
-            write_record(path, subject, record)
+        if record is not None:
+            measured[benchmark.name][subject] = record
+            if settings.record:
+                write_record(record_path(benchmark.name, here.platform), subject, record)
     for benchmark in chosen:
-        _print(benchmark, here, measured.get(benchmark.name, {}))
+        _print(benchmark, here, measured[benchmark.name])
     if left:
         here.say(f"{left} left for want of time; with --record the same command goes on there.")
     return 1 if failed else 0
+
+
+def _jobs(benchmarks: Iterable[Benchmark], here: Run) -> Iterator[tuple[Benchmark, str]]:
+    """What is to be measured; what was recorded already is said and left out."""
+    settings = here.settings
+    for benchmark in benchmarks:
+        known: dict[str, Facts] = {}
+        if settings.record and not settings.again:
+            known = read_records(record_path(benchmark.name, here.platform))
+        for subject in benchmark.subjects():
+            if settings.workload and subject not in settings.workload:
+                continue
+            if subject in known:
+                here.say(f"{benchmark.name} {subject}: recorded already")
+                continue
+            yield benchmark, subject
+
+
+def _measure(benchmark: Benchmark, subject: str, here: Run) -> Facts | None:
+    """Returns the record of one subject; None, and says so, where there is none."""
+    here.say(f"{benchmark.name} {subject} ...")
+    try:
+        record = benchmark.measure(subject, here)
+    except NoResult as error:
+        here.say(f"{benchmark.name} {subject}: {error.state} ({error})")
+        return None
+    how = {"rounds": here.settings.rounds, "block_seconds": here.settings.seconds}
+    return {**record, "settings": how, **here.provenance}
 
 
 def _chosen(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> list[Benchmark]:
@@ -306,10 +327,6 @@ def _chosen(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> li
     if settings.record and settings.peers is not None:
         raise SegzooError("--record takes every peer; expected no --peers.")
     return chosen
-
-
-def _how(settings: argparse.Namespace) -> Facts:
-    return {"settings": {"rounds": settings.rounds, "block_seconds": settings.seconds}}
 
 
 def _print(benchmark: Benchmark, here: Run, records: dict[str, Facts]) -> None:

@@ -51,26 +51,7 @@ class House(Contestant):
 
     def train_step(self, workload: Facts) -> Facts:
         """Builds the step of `segzoo.train`, its state donated, on a made-up batch."""
-        experiment, spec = _experiment(workload), _spec(workload)
-        model = self.model(workload, parallel.AXIS)
-        optimizer = experiment.optimizer.build(experiment.steps)
-        task = tasks.for_dataset(spec.task, spec.num_classes, parallel.AXIS)
-        shape = (*workload["size"], workload["channels"])
-        state = parallel.replicate(create_state(experiment, model, optimizer, shape))
-        step = parallel.data_parallel(
-            make_train_step(experiment, model, optimizer, task, spec, None, parallel.AXIS),
-            donate_state=True,
-        )
-        batch = parallel.shard_batch(_batch(workload, spec))
-        facts = self._facts(workload, state.params)
-
-        def run() -> Any:
-            nonlocal state
-            state, metrics = step(state, batch)
-            return metrics
-
-        self.run = run
-        return facts
+        return self._facts(workload, self._prepare(workload))
 
     def inference(self, workload: Facts) -> Facts:
         """Builds the jitted forward pass, from uint8 images to float32 logits."""
@@ -102,15 +83,38 @@ class House(Contestant):
     def first_step(self, workload: Facts) -> Facts:
         """Trains one step; returns its `seconds` with its compilation, and those of the `state`."""
         begin = time.perf_counter()
-        facts = self.train_step(workload)
+        self._prepare(workload)
         state = time.perf_counter() - begin
-        return {**facts, "state": state, "seconds": self.block(1)}
+        return {"state": state, "seconds": self.block(1)}
 
     def programs(self, sizes: Sequence[Sequence[int]]) -> int:
         """Predicts images of many sizes; returns how many programs were compiled for them."""
         from experiments.benchmarks.compile import count_programs
 
         return count_programs([tuple(size) for size in sizes])
+
+    def _prepare(self, workload: Facts) -> Any:
+        """Builds it, and returns the shapes of the parameters."""
+        experiment, spec = _experiment(workload), _spec(workload)
+        model = self.model(workload, parallel.AXIS)
+        optimizer = experiment.optimizer.build(experiment.steps)
+        task = tasks.for_dataset(spec.task, spec.num_classes, parallel.AXIS)
+        shape = (*workload["size"], workload["channels"])
+        state = parallel.replicate(create_state(experiment, model, optimizer, shape))
+        step = parallel.data_parallel(
+            make_train_step(experiment, model, optimizer, task, spec, None, parallel.AXIS),
+            donate_state=True,
+        )
+        batch = parallel.shard_batch(_batch(workload, spec))
+        shapes = jax.eval_shape(lambda: state.params)
+
+        def run() -> Any:
+            nonlocal state
+            state, metrics = step(state, batch)
+            return metrics
+
+        self.run = run
+        return shapes
 
     def _primitive(
         self, table: Any, name: str, shape: Sequence[int], dtype: str, backward: bool

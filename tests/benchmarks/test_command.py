@@ -90,7 +90,7 @@ def test_what_fails_is_said_and_the_next_follows(here, monkeypatch, capsys):
     failing = command.dataclasses.replace(TRAIN, measure=measure)
     assert run("--workload", "unet64", "unet32", "--record", benchmarks=[failing]) == 1
     said = capsys.readouterr().err
-    assert "train_step unet64 failed: its process was ended by signal 9" in said
+    assert "train_step unet64: failed (its process was ended by signal 9)" in said
     assert list(json.loads((here / RECORDS).read_text())) == ["unet32"]
 
 
@@ -107,6 +107,13 @@ def test_a_damaged_record_is_refused(here, capsys):
     (here / RECORDS).write_text("[1, 2]")
     assert run("--workload", "unet64", "--record") == 2
     assert "is not an object of records" in capsys.readouterr().err
+
+
+def test_without_ours_there_is_nothing_to_measure(monkeypatch, capsys):
+    dead = fakes.Fake(1.0, error=Failed("exit code 1"), error_in="provenance")
+    monkeypatch.setitem(fakes.FAKES, "ours", lambda: dead)
+    assert run("--record") == 1
+    assert capsys.readouterr().err == ("segzoo: nothing can be measured: failed (exit code 1).\n")
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):
