@@ -66,7 +66,7 @@ class House(Contestant):
             return model.apply(variables, assembly.normalise(image, spec))
 
         self.run = lambda: forward(variables, image)
-        return self._facts(workload, variables["params"])
+        return self._facts(workload, _count(variables["params"]))
 
     def primitive(self, name: str, shape: Sequence[int], dtype: str, backward: bool) -> Facts:
         """Builds an operation of `segzoo.ops`."""
@@ -93,8 +93,8 @@ class House(Contestant):
 
         return count_programs([tuple(size) for size in sizes])
 
-    def _prepare(self, workload: Facts) -> Any:
-        """Builds it, and returns the shapes of the parameters."""
+    def _prepare(self, workload: Facts) -> int:
+        """Builds it, and returns the number of parameters."""
         experiment, spec = _experiment(workload), _spec(workload)
         model = self.model(workload, parallel.AXIS)
         optimizer = experiment.optimizer.build(experiment.steps)
@@ -106,7 +106,7 @@ class House(Contestant):
             donate_state=True,
         )
         batch = parallel.shard_batch(_batch(workload, spec))
-        shapes = jax.eval_shape(lambda: state.params)
+        parameters = _count(state.params)
 
         def run() -> Any:
             nonlocal state
@@ -114,7 +114,7 @@ class House(Contestant):
             return metrics
 
         self.run = run
-        return shapes
+        return parameters
 
     def _primitive(
         self, table: Any, name: str, shape: Sequence[int], dtype: str, backward: bool
@@ -122,13 +122,11 @@ class House(Contestant):
         self.run = primitives_jax.build(table[name], name, shape, dtype, backward)
         return {}
 
-    def _facts(self, workload: Facts, params: Any) -> Facts:
+    def _facts(self, workload: Facts, parameters: int) -> Facts:
         model = assembly.build_model(_experiment(workload), _spec(workload), None)
         size, channels, batch = workload["size"], workload["channels"], workload["batch"]
-        found: Facts = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
-        if _spec(workload).task != "instance":  # whose cost depends on the objects found
-            found["macs"] = cost.measure(model, tuple(size), channels, batch).macs
-        return found
+        macs = cost.measure(model, tuple(size), channels, batch).macs
+        return {"parameters": parameters, "macs": macs}
 
 
 class PlainLinen(House):
@@ -141,6 +139,10 @@ class PlainLinen(House):
     def primitive(self, name: str, shape: Sequence[int], dtype: str, backward: bool) -> Facts:
         """Builds an operation of linen or lax."""
         return self._primitive(primitives_jax.PLAIN, name, shape, dtype, backward)
+
+
+def _count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _experiment(workload: Facts) -> Experiment:
