@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share: options, budget, records, tables.
+"""The command line that the benchmarks share: options, budget, what is left to do.
 
 A subject that has a record is not measured again: a command that was stopped goes on where it was.
 What fails is said, and the next subject follows.
@@ -8,190 +8,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from experiments.benchmarks import contest, contestants
-from experiments.benchmarks.alternation import Pace
+from experiments.benchmarks import contestants
+from experiments.benchmarks.benchmark import Benchmark, Run
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.worker import NoResult, Worker
-from experiments.benchmarks.workloads import DTYPES, PLATFORMS
+from experiments.benchmarks.records import (
+    RECORDS,
+    entries,
+    read_records,
+    record_path,
+    write_record,
+)
+from experiments.benchmarks.tables import render
+from experiments.benchmarks.worker import NoResult
+from experiments.benchmarks.workloads import PLATFORMS
 from segzoo.errors import SegzooError, check_name, check_positive_int
-from segzoo.files import write_atomically
-from segzoo.report import table
-
-RECORDS = Path("docs/benchmarks")
-Lines = list[list[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """One thing that is measured, for each of its subjects.
-
-    Attributes:
-        name: of its module, its records and its table.
-        subjects: the names of what it is measured on.
-        measure: one subject; what it returns is the record, provenance left out. Raises `NoResult`
-            where there is nothing to return.
-        head: of its table, the subject and the device first.
-        lines: of its table, for a record: one or more, without subject and device.
-        numbers: which columns are set to the right.
-        options: adds options of its own.
-    """
-
-    name: str
-    subjects: Callable[[], Sequence[str]]
-    measure: Callable[[str, Run], Facts]
-    head: tuple[str, ...]
-    lines: Callable[[Facts], Lines]
-    numbers: Sequence[int] = ()
-    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-
-
-class Run:
-    """What the subjects of one command share.
-
-    Args:
-        settings: the parsed command line.
-        say: told of progress.
-    """
-
-    def __init__(self, settings: argparse.Namespace, say: Callable[[str], None]):
-        self.settings, self.say = settings, say
-
-    @property
-    def pace(self) -> Pace:
-        """How long is measured."""
-        return Pace(self.settings.rounds, self.settings.seconds)
-
-    def start(self, name: str, **environment: str | None) -> Worker:
-        """Starts a contestant's process, where jax runs for ours."""
-        return contestants.start(name, self.platform, self.settings.timeout, environment)
-
-    @functools.cached_property
-    def provenance(self) -> Facts:
-        """Device, versions, commit and date, of our side."""
-        wanted, timeout = self.settings.platform, self.settings.timeout
-        with contestants.start("ours", wanted, timeout) as ours:
-            return {**ours.call("provenance"), "platform": ours.call("describe")["platform"]}
-
-    @property
-    def platform(self) -> str:
-        """ "cpu" or "gpu"."""
-        platform: str = self.provenance["platform"]
-        if platform not in PLATFORMS:
-            raise SegzooError(f"jax runs on {platform!r} here; expected cpu or gpu.")
-        return platform
-
-    @functools.cached_property
-    def ceiling(self) -> Facts:
-        """What products of matrices reach, by contestant: operations per second."""
-        self.say("measuring the product of two matrices ...")
-        return contest.ceiling(("ours", "torch"), self.platform, DTYPES[self.platform], self.start)
-
-    def peers(self, wanted: Iterable[str]) -> list[str]:
-        """Those of the wanted contestants that the command line asks for."""
-        chosen = self.settings.peers
-        return [name for name in wanted if chosen is None or name in chosen]
-
-    def contest(
-        self, builds: dict[str, tuple[str, Facts]], peers: Iterable[str]
-    ) -> dict[str, Facts]:
-        """Times ours beside peers, see `contest.contest`."""
-        return contest.contest(builds, self.peers(peers), self.start, self.pace, self.say)
-
-
-# --- records -------------------------------------------------------------------------------------
-
-
-def record_path(benchmark: str, platform: str, root: Path = Path()) -> Path:
-    """Returns where the records of a benchmark on one kind of device are kept."""
-    return root / RECORDS / f"{benchmark}.{platform}.json"
-
-
-def read_records(path: Path) -> dict[str, Facts]:
-    """Returns records by subject; none where there is no file.
-
-    Raises:
-        SegzooError: for a file that holds something else.
-    """
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SegzooError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
-        raise SegzooError(f"{path} is not an object of records; expected what was written there.")
-    return found
-
-
-def write_record(path: Path, subject: str, record: Facts) -> None:
-    """Puts one record into a file beside those that are there."""
-    records = {**read_records(path), subject: record}
-    write_atomically(path, (json.dumps(records, indent=1) + "\n").encode())
-
-
-# --- tables --------------------------------------------------------------------------------------
-
-
-def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
-    """Returns a benchmark's table, and where its numbers come from.
-
-    Args:
-        benchmark: whose.
-        records: by platform, by subject; a subject without any is "not run".
-    """
-    lines: Lines = []
-    sources: dict[str, dict[str, str]] = {}
-    for subject in benchmark.subjects():
-        found = {p: records[p][subject] for p in records if subject in records[p]}
-        if not found:
-            blank = [""] * (len(benchmark.head) - 3)
-            lines.append([f"`{subject}`", "", "not run", *blank])
-        for platform, record in found.items():
-            named = [f"`{subject}`", platform.upper()]
-            for line in benchmark.lines(record):
-                lines.append([*named, *line])
-                named = ["", ""]
-            place = f"{record['date']}, `{record['commit'][:9]}`, {record['device']}"
-            sources.setdefault(place, {}).update(_versions(record))
-    text = table(benchmark.head, lines, benchmark.numbers)
-    for place, versions in sources.items():
-        text += f"\n{place}: {', '.join(f'{name} {v}' for name, v in versions.items())}.\n"
-    return text
-
-
-def _versions(record: Facts) -> dict[str, str]:
-    versions = {"jax": record["versions"]["jax"]}
-    for entry in _entries(record):
-        versions |= entry.get("versions", {})
-    return versions
-
-
-def _entries(record: Facts) -> Iterable[Facts]:
-    for part in (record, *record.get("builds", {}).values()):
-        yield from part.get("peers", {}).values()
-
-
-def share(rate: float, ceiling: Facts) -> str:
-    """Returns what part of the best product of matrices a rate is."""
-    return f"{100 * rate / max(ceiling.values()):.0f} %" if ceiling else "-"
-
-
-def short(number: float) -> str:
-    """Three digits, without an exponent."""
-    if number >= 100:
-        return f"{number:,.0f}"
-    return f"{number:.3g}" if number >= 1e-3 else f"{number:.1g}"
-
-
-# --- the command ---------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
@@ -219,7 +54,7 @@ def parser(benchmarks: Sequence[Benchmark], doc: str | None) -> argparse.Argumen
     add("--batch-size", type=int, metavar="B", help="instead of the workload's")
     add("--rounds", type=int, default=5, help="pairs of blocks (%(default)s)")
     add("--seconds", type=float, default=1.0, help="a block takes at least (%(default)s)")
-    add("--timeout", type=float, default=900.0, help="seconds for one answer (%(default)s)")
+    add("--timeout", type=float, default=1800.0, help="seconds for one answer (%(default)s)")
     add("--tiny", action="store_true", help="narrow networks, small images: to see that it works")
     for benchmark in benchmarks:
         benchmark.options(parser)
@@ -261,7 +96,7 @@ def _run(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> int:
             left += 1
             continue
         record = _measure(benchmark, subject, here)
-        if record is None or any(entry["state"] == "failed" for entry in _entries(record)):
+        if record is None or any(entry["state"] == "failed" for entry in entries(record)):
             failed += 1
         if record is not None:
             measured[benchmark.name][subject] = record
@@ -333,8 +168,3 @@ def _print(benchmark: Benchmark, here: Run, records: dict[str, Facts]) -> None:
     if records:
         shown = dataclasses.replace(benchmark, subjects=lambda: list(records))
         print(f"\n{benchmark.name}\n\n{render(shown, {here.platform: records})}", flush=True)
-
-
-def sizes(numbers: Sequence[int]) -> str:
-    """128x128."""
-    return "x".join(map(str, numbers))

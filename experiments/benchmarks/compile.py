@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.benchmarks import command
-from experiments.benchmarks.command import Benchmark, Lines, Run, sizes
+from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.tables import sizes
 from experiments.benchmarks.worker import Failed, Unavailable
 from experiments.benchmarks.workloads import DTYPES
 from segzoo import registry

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from experiments.benchmarks import command
-from experiments.benchmarks.command import Benchmark, Run
+from experiments.benchmarks.benchmark import Benchmark, Run
 from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.train_step import HEAD, lines, workload
 from experiments.benchmarks.workloads import WORKLOADS, as_arguments

@@ -13,9 +13,10 @@ from __future__ import annotations
 import sys
 
 from experiments.benchmarks import command
-from experiments.benchmarks.command import Benchmark, Lines, Run, sizes
+from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contest import check_same
 from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.tables import sizes
 from experiments.benchmarks.train_step import workload
 from experiments.benchmarks.worker import NoResult
 from experiments.benchmarks.workloads import WORKLOADS, as_arguments

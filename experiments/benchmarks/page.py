@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.benchmarks import (
-    command,
     compile,
     inference,
     memory,
@@ -13,6 +12,7 @@ from experiments.benchmarks import (
     primitives,
     train_step,
 )
+from experiments.benchmarks.tables import render
 from experiments.benchmarks.workloads import PLATFORMS
 from segzoo.report import Table
 
@@ -35,11 +35,9 @@ def tables(root: Path | str = ".") -> list[Table]:
     found = []
     for benchmark in BENCHMARKS:
         records = {
-            platform: command.read_records(
-                command.record_path(benchmark.name, platform, Path(root))
-            )
+            platform: read_records(record_path(benchmark.name, platform, Path(root)))
             for platform in PLATFORMS
         }
-        text = command.render(benchmark, records)
+        text = render(benchmark, records)
         found.append(Table(PAGE, f"benchmarks:{benchmark.name}", text))
     return found

@@ -14,8 +14,9 @@ import sys
 import time
 
 from experiments.benchmarks import command
-from experiments.benchmarks.command import Benchmark, Lines, Run, short, sizes
+from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.tables import short, sizes
 from experiments.benchmarks.worker import Failed
 from segzoo import data
 from segzoo.data.pipeline import train_batches

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Mapping
 
 from experiments.benchmarks import command
-from experiments.benchmarks.command import Benchmark, Lines, Run, share, short, sizes
+from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.tables import share, short, sizes
 from experiments.benchmarks.train_step import beside
 from experiments.benchmarks.workloads import DTYPES
 

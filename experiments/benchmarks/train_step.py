@@ -10,9 +10,10 @@ from __future__ import annotations
 import sys
 
 from experiments.benchmarks import command
-from experiments.benchmarks.command import Benchmark, Lines, Run, share, short, sizes
+from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contest import spread
 from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.tables import share, short, sizes
 from experiments.benchmarks.workloads import WORKLOADS, Workload, as_arguments, tiny
 
 # Operations of forward and backward, a multiply-add counting two: the gradient is two products for

@@ -1,0 +1,72 @@
+"""Tables of records, as Markdown, and what their cells are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from experiments.benchmarks.benchmark import Benchmark, Lines
+from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.records import entries
+from segzoo.report import table
+
+
+def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
+    """Returns a benchmark's table, and where its numbers come from.
+
+    Args:
+        benchmark: whose.
+        records: by platform, by subject; a subject without any is "not run".
+    """
+    lines: Lines = []
+    shown: list[Facts] = []
+    for subject in benchmark.subjects():
+        found = {p: records[p][subject] for p in records if subject in records[p]}
+        if not found:
+            blank = [""] * (len(benchmark.head) - 3)
+            lines.append([f"`{subject}`", "", "not run", *blank])
+        for platform, record in found.items():
+            named = [f"`{subject}`", platform.upper()]
+            for line in benchmark.lines(record):
+                lines.append([*named, *line])
+                named = ["", ""]
+        shown += found.values()
+    return table(benchmark.head, lines, benchmark.numbers) + _sources(shown)
+
+
+def _sources(records: Iterable[Facts]) -> str:
+    """A paragraph for every date, commit and device: versions, the best products of matrices."""
+    versions: dict[str, dict[str, str]] = {}
+    ceilings: dict[str, dict[str, float]] = {}
+    for record in records:
+        place = f"{record['date']}, `{record['commit'][:9]}`, {record['device']}"
+        mine, best = versions.setdefault(place, {}), ceilings.setdefault(place, {})
+        mine["jax"] = record["versions"]["jax"]
+        for entry in entries(record):
+            mine |= entry.get("versions", {})
+        for name, rate in record.get("ceiling", {}).items():
+            best[name] = max(rate, best.get(name, 0.0))
+    text = ""
+    for place, mine in versions.items():
+        text += f"\n{place}: {', '.join(f'{name} {version}' for name, version in mine.items())}"
+        reached = (f"{name} {short(rate / 1e9)}" for name, rate in ceilings[place].items())
+        if ceilings[place]:
+            text += f"; products of matrices, GFLOP/s: {', '.join(reached)}"
+        text += ".\n"
+    return text
+
+
+def share(rate: float, ceiling: Facts) -> str:
+    """Returns what part of the best product of matrices a rate is."""
+    return f"{100 * rate / max(ceiling.values()):.0f} %" if ceiling else "-"
+
+
+def short(number: float) -> str:
+    """Three digits, without an exponent."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number >= 1e-3 else f"{number:.1g}"
+
+
+def sizes(numbers: Sequence[int]) -> str:
+    """128x128."""
+    return "x".join(map(str, numbers))
