@@ -12,6 +12,7 @@ from experiments.benchmarks import (
     primitives,
     train_step,
 )
+from experiments.benchmarks.records import read_records, record_path
 from experiments.benchmarks.tables import render
 from experiments.benchmarks.workloads import PLATFORMS
 from segzoo.report import Table
