@@ -24,7 +24,7 @@ from experiments.benchmarks.records import (
     write_record,
 )
 from experiments.benchmarks.tables import render
-from experiments.benchmarks.worker import NoResult
+from experiments.benchmarks.worker import Failed, NoResult
 from experiments.benchmarks.workloads import PLATFORMS
 from segzoo.errors import SegzooError, check_name, check_positive_int
 
@@ -95,13 +95,17 @@ def _run(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> int:
         if settings.budget_minutes and time.monotonic() - began > 60 * settings.budget_minutes:
             left += 1
             continue
-        record = _measure(benchmark, subject, here)
-        if record is None or any(entry["state"] == "failed" for entry in entries(record)):
-            failed += 1
-        if record is not None:
-            measured[benchmark.name][subject] = record
-            if settings.record:
-                write_record(record_path(benchmark.name, here.platform), subject, record)
+        here.say(f"{benchmark.name} {subject} ...")
+        try:
+            record = _measure(benchmark, subject, here)
+        except NoResult as error:
+            here.say(f"{benchmark.name} {subject}: {error.state} ({error})")
+            failed += isinstance(error, Failed)
+            continue
+        failed += any(entry["state"] == "failed" for entry in entries(record))
+        measured[benchmark.name][subject] = record
+        if settings.record:
+            write_record(record_path(benchmark.name, here.platform), subject, record)
     for benchmark in chosen:
         _print(benchmark, here, measured[benchmark.name])
     if left:
@@ -125,14 +129,9 @@ def _jobs(benchmarks: Iterable[Benchmark], here: Run) -> Iterator[tuple[Benchmar
             yield benchmark, subject
 
 
-def _measure(benchmark: Benchmark, subject: str, here: Run) -> Facts | None:
-    """Returns the record of one subject; None, and says so, where there is none."""
-    here.say(f"{benchmark.name} {subject} ...")
-    try:
-        record = benchmark.measure(subject, here)
-    except NoResult as error:
-        here.say(f"{benchmark.name} {subject}: {error.state} ({error})")
-        return None
+def _measure(benchmark: Benchmark, subject: str, here: Run) -> Facts:
+    """Returns the record of one subject."""
+    record = benchmark.measure(subject, here)
     how = {"rounds": here.settings.rounds, "block_seconds": here.settings.seconds}
     return {**record, "settings": how, **here.provenance}
 

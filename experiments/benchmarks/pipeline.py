@@ -1,6 +1,6 @@
 """Images per second of the input pipeline alone, by threads and worker processes.
 
-    python -m experiments.benchmarks.pipeline [--workload shapes] [--batch-size 16] [--record]
+    python -m experiments.benchmarks.pipeline --workload shapes [--batch-size 16] [--record]
 
 Decoding alone, in one thread, is the yardstick: a pipeline cannot beat it times the cores. Compare
 with the images per second that a training step consumes; the pipeline should give twice that.
@@ -17,7 +17,7 @@ from experiments.benchmarks import command
 from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.tables import short, sizes
-from experiments.benchmarks.worker import Failed
+from experiments.benchmarks.worker import Unavailable
 from segzoo import data
 from segzoo.data.pipeline import train_batches
 from segzoo.data.spec import Source
@@ -54,8 +54,8 @@ def batch_rate(
 
 
 def subjects() -> list[str]:
-    """The dataset that needs no files; others come by `--dataset`."""
-    return ["shapes"]
+    """Every dataset with a name; those whose files are not at hand are said and left out."""
+    return [name for name in data.list_datasets() if name != "folder"]
 
 
 def measure(name: str, run: Run) -> Facts:
@@ -64,7 +64,7 @@ def measure(name: str, run: Run) -> Facts:
     try:
         source = data.get(name, settings.data_dir, settings.manual_dir).source(settings.split)
     except SegzooError as error:
-        raise Failed(str(error)) from None
+        raise Unavailable(str(error)) from None
     fit = Fit(tuple(settings.image_size)) if settings.image_size else None
     batch, seconds = settings.batch_size or BATCH, settings.seconds
     rates = []
