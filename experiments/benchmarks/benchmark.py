@@ -70,7 +70,7 @@ class Run:
 
     @property
     def platform(self) -> str:
-        """ "cpu" or "gpu"."""
+        """Where jax runs: "cpu" or "gpu"."""
         platform: str = self.provenance["platform"]
         if platform not in PLATFORMS:
             raise SegzooError(f"jax runs on {platform!r} here; expected cpu or gpu.")

@@ -61,10 +61,8 @@ def share(rate: float, ceiling: Facts) -> str:
 
 
 def short(number: float) -> str:
-    """Three digits, without an exponent."""
-    if number >= 100:
-        return f"{number:,.0f}"
-    return f"{number:.3g}" if number >= 1e-3 else f"{number:.1g}"
+    """Three digits; large numbers in full."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def sizes(numbers: Sequence[int]) -> str:

@@ -59,15 +59,19 @@ class Eager(Contestant):
     def train_step(self, workload: Facts) -> Facts:
         """Builds forward, backward and Adam on a resident batch."""
         network = self._network(workload).train()
-        forward = torch.compile(network) if self.compiled else network
+        loss_of = _loss(workload["classes"])
+
+        def objective(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return loss_of(network(_normalise(image)), label)
+
+        compute = self._maybe_compiled(objective)
         optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
         image, label = self._image(workload), self._label(workload)
-        loss_of = _loss(workload["classes"])
 
         def run() -> Any:
             optimizer.zero_grad(set_to_none=True)
             with self._autocast(workload["dtype"]):
-                loss = loss_of(forward(_normalise(image)), label)
+                loss = compute(image, label)
             loss.backward()
             optimizer.step()
             return loss.detach()
@@ -78,12 +82,12 @@ class Eager(Contestant):
     def inference(self, workload: Facts) -> Facts:
         """Builds the forward pass, from uint8 images to float32 logits."""
         network = self._network(workload).eval()
-        forward = torch.compile(network) if self.compiled else network
+        compute = self._maybe_compiled(lambda image: network(_normalise(image)).float())
         image = self._image(workload)
 
         def run() -> Any:
             with torch.inference_mode(), self._autocast(workload["dtype"]):
-                return forward(_normalise(image)).float()
+                return compute(image)
 
         self.run = run
         return _facts(network)
@@ -99,6 +103,10 @@ class Eager(Contestant):
         a, b = (torch.randn(side, side).to(self._device, getattr(torch, dtype)) for _ in range(2))
         self.run = lambda: a @ b
         return {}
+
+    def _maybe_compiled(self, function: Callable[..., torch.Tensor]) -> Any:
+        # Not dynamic: a second batch size would otherwise get a program for any, which is slower.
+        return torch.compile(function, dynamic=False) if self.compiled else function
 
     def _network(self, workload: Facts) -> nn.Module:
         return self._placed(network(workload))
