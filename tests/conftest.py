@@ -23,6 +23,20 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forgets compiled programs when they are many.
+
+    Each holds some memory maps, of which Linux gives a process 65,530; the compiler then crashes.
+    """
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 16_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def filled():
     """`filled(model, image_shape)`: variables without the cost of `init`, every entry random."""
