@@ -238,8 +238,8 @@ def shortened(experiment: Experiment, steps: int) -> Experiment:
     """Returns the experiment cut down to its first steps, from random weights.
 
     The last of them is evaluated and saved, each is logged, and patience is endless. The optimizer
-    has no warm-up, for which there is no time, but the rate of its first step: from random weights
-    more may be too much.
+    has no warm-up, for which there is no time, but the rate of its first step, and clips gradients:
+    from random weights, under norms frozen to those it would start from, more may be too much.
     """
     optimizer = experiment.optimizer
     return dataclasses.replace(
@@ -255,6 +255,7 @@ def shortened(experiment: Experiment, steps: int) -> Experiment:
             optimizer,
             learning_rate=optimizer.learning_rate / (optimizer.warmup_steps + 1),
             warmup_steps=0,
+            clip_norm=optimizer.clip_norm or 1.0,
         ),
     )
 

@@ -90,6 +90,9 @@ def test_shortened_it_takes_the_first_steps_alone():
     assert (short.log_every, short.patience, short.init_row) == (1, None, None)
     assert short.optimizer.learning_rate_at(2)(0) == slow.learning_rate_at(full.steps)(0)
     assert (short.model_args, short.batch_size) == (full.model_args, full.batch_size)
+    assert short.optimizer.clip_norm == 1
+    clipped = dataclasses.replace(full, optimizer=dataclasses.replace(slow, clip_norm=10.0))
+    assert experiments.shortened(clipped, steps=2).optimizer.clip_norm == 10
 
 
 def test_a_run_begun_without_boundary_f1_goes_on_with_it(tmp_path):
