@@ -91,23 +91,25 @@ def _run(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> int:
     began = time.monotonic()
     measured: dict[str, dict[str, Facts]] = {benchmark.name: {} for benchmark in chosen}
     failed = left = 0
-    for benchmark, subject in _jobs(chosen, here):
-        if settings.budget_minutes and time.monotonic() - began > 60 * settings.budget_minutes:
-            left += 1
-            continue
-        here.say(f"{benchmark.name} {subject} ...")
-        try:
-            record = _measure(benchmark, subject, here)
-        except NoResult as error:
-            here.say(f"{benchmark.name} {subject}: {error.state} ({error})")
-            failed += isinstance(error, Failed)
-            continue
-        failed += any(entry["state"] == "failed" for entry in entries(record))
-        measured[benchmark.name][subject] = record
-        if settings.record:
-            write_record(record_path(benchmark.name, here.platform), subject, record)
-    for benchmark in chosen:
-        _print(benchmark, here, measured[benchmark.name])
+    try:
+        for benchmark, subject in _jobs(chosen, here):
+            if settings.budget_minutes and time.monotonic() - began > 60 * settings.budget_minutes:
+                left += 1
+                continue
+            here.say(f"{benchmark.name} {subject} ...")
+            try:
+                record = _measure(benchmark, subject, here)
+            except NoResult as error:
+                here.say(f"{benchmark.name} {subject}: {error.state} ({error})")
+                failed += isinstance(error, Failed)
+                continue
+            failed += any(entry["state"] == "failed" for entry in entries(record))
+            measured[benchmark.name][subject] = record
+            if settings.record:
+                write_record(record_path(benchmark.name, here.platform), subject, record)
+    finally:  # what was measured is shown after Ctrl-C, too
+        for benchmark in chosen:
+            _print(benchmark, here, measured[benchmark.name])
     if left:
         here.say(f"{left} left for want of time; with --record the same command goes on there.")
     return 1 if failed else 0

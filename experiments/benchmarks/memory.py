@@ -29,6 +29,7 @@ def measure(name: str, run: Run) -> Facts:
     told = as_arguments(chosen, run.platform, run.settings.batch_size)
     with run.start("ours") as worker:
         ours = worker.call("memory", workload=told)
+    run.say(f"  ours: {_mib(ours['peak'])} MiB")
     peers: dict[str, Facts] = {}
     if "remat" in registry.entry(chosen.model).overrides:
         again = {**told, "model_args": {**told["model_args"], "remat": True}}
@@ -45,7 +46,9 @@ def _other(run: Run, name: str, told: Facts, ours: Facts) -> Facts:
             theirs = worker.call("memory", workload=told)
             check_same(ours, theirs, name)
     except NoResult as error:
+        run.say(f"  {name}: {error.state} ({error})")
         return dict(error.entry)
+    run.say(f"  {name}: {_mib(theirs['peak'])} MiB")
     return {"state": "measured", **theirs, "versions": versions}
 
 

@@ -116,9 +116,13 @@ def test_without_ours_there_is_nothing_to_measure(monkeypatch, capsys):
     assert capsys.readouterr().err == ("segzoo: nothing can be measured: failed (exit code 1).\n")
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys):
+def test_ctrl_c_is_one_line_and_what_was_measured_is_shown(monkeypatch, capsys):
     def interrupt(name, run):
-        raise KeyboardInterrupt
+        if name != "unet64":
+            raise KeyboardInterrupt
+        return TRAIN.measure(name, run)
 
     assert run(benchmarks=[command.dataclasses.replace(TRAIN, measure=interrupt)]) == 130
-    assert capsys.readouterr().err.splitlines()[-1].startswith("segzoo: interrupted")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("segzoo: interrupted")
+    assert "| `unet64` | CPU |" in printed.out
