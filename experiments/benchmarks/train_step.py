@@ -8,6 +8,8 @@ Ours is the step of `segzoo.train` as a run compiles it, without augmentation, o
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from statistics import median
 
 from experiments.benchmarks import command
 from experiments.benchmarks.benchmark import Benchmark, Lines, Run
@@ -50,31 +52,37 @@ def of_build(record: Facts, key: str) -> Lines:
     """
     workload, build = record["workload"], record["builds"][key]
     batch = workload["batch"] if key == "train_step" else int(key)
-    seconds = build["ours"]["seconds"]
     passes = PASSES["train_step" if key == "train_step" else "inference"]
-    rate = 2 * passes * build["macs"] / seconds
+    rate = 2 * passes * build["macs"] / build["ours"]["seconds"]
     first = [
         f"{batch} of {sizes(workload['size'])}, {workload['dtype']}",
         f"{build['parameters']:,}",
         short(build["macs"] / batch / 1e9),
-        short(batch / seconds),
         short(rate / 1e9),
         share(rate, record["ceiling"]),
     ]
+    return side_by_side(first, build, lambda seconds: batch / seconds)
+
+
+def side_by_side(first: list[str], build: Facts, unit: Callable[[float], float]) -> Lines:
+    """Returns a line for each peer: its name, ours, theirs, the ratio and its spread.
+
+    Args:
+        first: what the first line begins with.
+        build: a part of a record. Ours in a line is what it was beside that peer.
+        unit: from the seconds of a call to the figure that is shown.
+    """
     found = []
-    for name, entry in build["peers"].items() or [("nobody", None)]:
-        found.append([*first, name, *beside(entry, batch)])
+    for name, entry in (build["peers"] or {"nobody": {"state": "nobody"}}).items():
+        cells = [short(unit(build["ours"]["seconds"])), "", "", ""]
+        if entry["state"] == "measured":
+            ours, theirs = 1 / median(entry["ours_rates"]), entry["seconds"]
+            cells = [short(unit(ours)), short(unit(theirs)), f"{entry['ratio']:.2f}", spread(entry)]
+        elif "why" in entry:
+            cells[1] = f"{entry['state']}: {entry['why']}"
+        found.append([*first, name, *cells])
         first = [""] * len(first)
     return found
-
-
-def beside(entry: Facts | None, images: int = 1) -> list[str]:
-    """Returns the cells of one peer: images a second, the ratio, its spread."""
-    if entry is None:
-        return [""] * 3
-    if entry["state"] != "measured":
-        return [f"{entry['state']}: {entry['why']}", "", ""]
-    return [short(images / entry["seconds"]), f"{entry['ratio']:.2f}", spread(entry)]
 
 
 HEAD = (
@@ -83,16 +91,16 @@ HEAD = (
     "images of a step",
     "parameters",
     "GMACs of one",
-    "ours, images/s",
     "GFLOP/s",
     "of the product",
     "beside",
-    "images/s",
+    "ours, images/s",
+    "theirs",
     "ours / theirs",
     "pairs",
 )
 BENCHMARK = Benchmark(
-    "train_step", lambda: list(WORKLOADS), measure, HEAD, lines, numbers=(3, 4, 5, 6, 7, 9, 10)
+    "train_step", lambda: list(WORKLOADS), measure, HEAD, lines, numbers=(3, 4, 5, 6, 8, 9, 10)
 )
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def test_the_table_is_printed_and_nothing_written_unasked(here, capsys):
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("| `unet64`")]
     # A batch of 8 takes 0.5 s, and three passes of 1e9 multiply-adds.
-    assert "| CPU | 8 of 128x128, float32 | 10 | 0.125 | 16 | 12 |" in line
-    assert "| torch | 8 | 2.00 | 2.00..2.00 |" in line
+    assert "| CPU | 8 of 128x128, float32 | 10 | 0.125 | 12 |" in line
+    assert "| torch | 16 | 8 | 2.00 | 2.00..2.00 |" in line
     assert list(here.iterdir()) == []
 
 

@@ -51,7 +51,7 @@ def test_records_in_page_out(house):
     assert len(train) == len(WORKLOADS) + 1  # two peers
     (first,) = [i for i, row in enumerate(train) if row.startswith("| `unet_keras`")]
     assert "expected the same network" in train[first]
-    assert train[first + 1].endswith("| keras | not installed: keras |  |  |")
+    assert train[first + 1].endswith("| keras | 16 | not installed: keras |  |  |")
     # 2 * 2048^3 operations in half a second, and in a whole one.
     source = "\n2026-01-01, `012345678`, 1 x CPU (2 cores): jax 0"
     reached = "; products of matrices, GFLOP/s: ours 34.4, torch 17.2.\n"
@@ -66,7 +66,7 @@ def test_records_in_page_out(house):
     assert "| ours | 0 | 1 | 1.00 |" in memory[0]
     assert len(memory) == 2
     pool = [row for row in rows(parts["primitives"]) if "not run" not in row]
-    assert "| forward | 500 | - | torch | 1,000 | 2.00 | 2.00..2.00 |" in pool[0]
+    assert "| forward | - | torch | 500 | 1,000 | 2.00 | 2.00..2.00 |" in pool[0]
 
 
 def test_both_devices_have_their_lines(house):
