@@ -220,10 +220,12 @@ TYPICAL = ["attention_unet", "fc_densenet56", "segnet", "deeplabv3plus", "mask_r
 
 def parts():
     """Names that share a process: the typical ones, then those of all other kinds."""
-    yield pytest.param(TYPICAL, id="typical")
     others = [name for name in kinds() if name not in TYPICAL]
-    for part in range(4):
-        yield pytest.param(others[part::4], id=str(part), marks=pytest.mark.exhaustive)
+    rest = (others[part::4] for part in range(4))
+    return [
+        pytest.param(TYPICAL, id="typical"),
+        *(pytest.param(names, id=names[0], marks=pytest.mark.exhaustive) for names in rest),
+    ]
 
 
 @pytest.mark.slow

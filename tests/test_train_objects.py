@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import segzoo
-from segzoo import assembly, evaluate, tasks
+from segzoo import assembly, evaluate, registry, tasks
 from segzoo.batch import predict_files
 from segzoo.data.augment import Augment
 from segzoo.data.pipeline import train_batches
@@ -35,7 +35,8 @@ def tiny_objects():
     module = importlib.util.module_from_spec(spec)
     sys.modules["tiny_objects"] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del registry._ENTRIES["tiny_objects"]
 
 
 def test_what_has_no_meaning_for_objects_is_refused(tiny_objects):
