@@ -1,7 +1,6 @@
 """What docs/architecture.md promises of every registered model; new models join unasked.
 
-The costly promises are checked on one model of each kind of network by default, on all with
-`-m exhaustive`.
+The costly promises are checked on one model of each kind of network, on all with `-m exhaustive`.
 """
 
 import functools
@@ -41,14 +40,18 @@ def kind(name):
     return type(model), type(backbone), norm
 
 
-def each(*, one_of_a_kind, instance_models=False):
-    """Models; what instance models promise instead is in models/test_mask_rcnn.py."""
+def each(*, instance_models=False, further=()):
+    """Models; what instance models promise instead is in models/test_mask_rcnn.py.
+
+    Args:
+        instance_models: whether they are among them.
+        further: marks of those of whose kind there was one before.
+    """
     seen, names = set(), []
     for name in sorted(segzoo.list_models(), key=natural):
         if registry.entry(name).task == "instance" and not instance_models:
             continue
-        further = one_of_a_kind and kind(name) in seen
-        names.append(pytest.param(name, marks=pytest.mark.exhaustive) if further else name)
+        names.append(pytest.param(name, marks=further if kind(name) in seen else ()))
         seen.add(kind(name))
     return pytest.mark.parametrize("name", names)
 
@@ -88,7 +91,7 @@ def parameters(name):
 UNPUBLISHED = {"attention_unet": 33_452_893}
 
 
-@each(one_of_a_kind=False, instance_models=True)
+@each(instance_models=True)
 def test_the_published_number_of_parameters_each_in_one_stage(name):
     published = registry.entry(name).parameters
     assert (published is None) == (name in UNPUBLISHED)
@@ -104,7 +107,7 @@ def test_the_published_number_of_parameters_each_in_one_stage(name):
     assert list(backbone.reductions) == sorted(backbone.reductions)
 
 
-@each(one_of_a_kind=False)
+@each(further=pytest.mark.slow)
 def test_shapes_and_dtypes(name):
     model = small(name, num_classes=1)
     image = jax.ShapeDtypeStruct(shape(name, SIZES[1]), jnp.float32)
@@ -120,7 +123,7 @@ def test_shapes_and_dtypes(name):
         assert auxiliary.dtype == jnp.float32
 
 
-@each(one_of_a_kind=True)
+@each(further=pytest.mark.exhaustive)
 def test_forward(filled, name):
     model = small(name, num_classes=5)
     task = registry.entry(name).task
@@ -149,7 +152,8 @@ def test_forward(filled, name):
     assert np.corrcoef(np.ravel(rounded), np.ravel(again))[0, 1] > 0.95
 
 
-@each(one_of_a_kind=True)
+@pytest.mark.slow
+@each(further=pytest.mark.exhaustive)
 def test_every_parameter_has_a_gradient(filled, name):
     """With the running statistics: batch statistics cancel the bias of a convolution before."""
     model = small(name, num_classes=5)
@@ -169,7 +173,7 @@ def test_every_parameter_has_a_gradient(filled, name):
 
 
 @pytest.mark.slow
-@each(one_of_a_kind=True)
+@each(further=pytest.mark.exhaustive)
 def test_statistics_move_in_training_alone(filled, name):
     model = small(name, num_classes=5)
     variables = filled(model, shape(name, SIZES[1]))

@@ -221,7 +221,7 @@ def narrow(name, **overrides):
     return segzoo.get(name, **({"width": 8} if "width" in known else {}), **overrides)
 
 
-QUICK = {"alexnet", "efficientnet_b0", "googlenet", "lenet5", "resnet18", "vgg11"}
+QUICK = {"alexnet", "googlenet", "lenet5", "resnet18", "vgg11"}
 
 
 @pytest.mark.parametrize("name", sorted(QUICK))
@@ -230,7 +230,7 @@ def test_light_falls_on_what_sees_it(name):
     check_by_light(narrow(name).backbone, channels=channels, train=False)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sorted({*segzoo.list_models(task="classification")} - QUICK))
 def test_light_falls_on_what_sees_it_in_every_encoder(name):
     channels = registry.entry(name).input_shape[-1]

@@ -231,9 +231,9 @@ def test_a_row_can_start_from_another_row(mine, tiny, capsys):
 @pytest.mark.parametrize(
     "name",
     [
-        # Minutes of compiling; `shapes_mask_rcnn` does as much with a smaller network.
+        # Minutes of compiling; `shapes_mask_rcnn` and others do as much with smaller networks.
         pytest.param(path.stem, marks=pytest.mark.exhaustive)
-        if path.stem in ("coco_mask_rcnn", "nuclei_mask_rcnn")
+        if path.stem in ("camvid_fc_densenet", "coco_mask_rcnn", "nuclei_mask_rcnn")
         else path.stem
         for path in (ROOT / "experiments").glob("[a-z]*.py")
     ],

@@ -406,6 +406,7 @@ def test_the_gradient_is_that_of_the_whole_net_where_the_fixed_part_infers():
         np.testing.assert_allclose(moved, grad, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -443,6 +444,7 @@ def distinct_encoders():
     return sorted(name for kind, name in models.items() if kind is not type(None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", distinct_encoders())
 def test_every_encoder_of_the_zoo_can_be_fixed(name):
     """Statistics of what is fixed come out of the program as they went in; all others do not."""

@@ -27,7 +27,7 @@ def test_the_numbers_kept_are_those_counted(name):
     assert zoo.count(name) == FACTS[name]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sorted(set(segzoo.list_models()) - set(SMALLEST)))
 def test_the_numbers_kept_are_those_counted_for_all(name):
     assert zoo.count(name) == FACTS[name]

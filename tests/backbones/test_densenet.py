@@ -98,6 +98,7 @@ def test_a_layer_sees_every_layer_before_it_in_order(filled):
     assert followed(params) == [1, 2, 3, 6]
 
 
+@pytest.mark.slow
 def test_the_dilated_network_holds_every_value_of_the_strided_one(filled):
     image = random_image(1, 64, 96, 3)
 

@@ -110,6 +110,7 @@ def test_odd_sizes_are_rounded_up(variant, size):
         assert feature.shape[1:3] == tuple(-(-n // reduction) for n in size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_a_dilated_net_agrees_with_the_strided_one_at_its_places(filled, output_stride):
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 64, 3)), jnp.float32)

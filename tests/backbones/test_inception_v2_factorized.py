@@ -131,6 +131,7 @@ def test_small_images_are_surrounded_with_zeros(size):
     assert features[-1].shape[1:3] == (1, 1)
 
 
+@pytest.mark.slow
 def test_the_surround_is_even(filled):
     model = segzoo.get("inception_v2_factorized", width=4, num_classes=3)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 75, 3)), jnp.float32)

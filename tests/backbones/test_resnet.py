@@ -96,6 +96,7 @@ def test_a_block_without_residual_is_the_identity(filled, parts):
     np.testing.assert_array_equal(block.apply(variables, x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "variant", "output_strides"),
     [(18, "torchvision", (8, 16)), (50, "torchvision", (8,)), (50, "paper", (8,))],

@@ -42,7 +42,7 @@ def of_classifier(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive)
         for name in segzoo.list_models(task="classification")
     ],
 )

@@ -199,6 +199,7 @@ def test_no_iterations_or_no_kernels_are_the_softmax():
         np.testing.assert_allclose(got, jax.nn.softmax(logits), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     """With respect to logits, weights and compatibilities; the lattice is not symmetric here."""
     with jax.default_matmul_precision("highest"):
@@ -230,6 +231,7 @@ def test_gradients_are_those_of_finite_differences():
             np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=0.02, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_exact_and_lattice_give_like_gradients():
     logits, image = scene((6, 5))
 

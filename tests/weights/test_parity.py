@@ -10,7 +10,7 @@ import parity
 import pytest
 
 CASES = [
-    pytest.param(case, id=case.name, marks=() if case.quick else pytest.mark.slow)
+    pytest.param(case, id=case.name, marks=() if case.quick else pytest.mark.exhaustive)
     for case in parity.CASES
 ]
 

@@ -91,6 +91,7 @@ def started(source, model, shape=SHAPE, where="net.pth", info=None):
 # --- layouts -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "library"), CASES)
 def test_what_is_exported_comes_back_bit_for_bit(tmp_path, name, library):
     model = segzoo.get(name, width=8, num_classes=7)
