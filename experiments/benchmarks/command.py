@@ -160,8 +160,6 @@ def _chosen(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> li
             )
     if settings.record and settings.tiny:
         raise SegzooError("--record takes the workloads as they are, not --tiny.")
-    if settings.record and settings.peers is not None:
-        raise SegzooError("--record takes every peer; expected no --peers.")
     return chosen
 
 

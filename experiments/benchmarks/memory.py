@@ -13,10 +13,10 @@ from __future__ import annotations
 import sys
 
 from experiments.benchmarks import command
-from experiments.benchmarks.benchmark import Benchmark, Lines, Run
+from experiments.benchmarks.benchmark import NOT_RUN, Benchmark, Lines, Run
 from experiments.benchmarks.contest import check_same
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.tables import sizes
+from experiments.benchmarks.tables import because, sizes
 from experiments.benchmarks.train_step import workload
 from experiments.benchmarks.worker import NoResult
 from experiments.benchmarks.workloads import WORKLOADS, as_arguments
@@ -34,8 +34,9 @@ def measure(name: str, run: Run) -> Facts:
     if "remat" in registry.entry(chosen.model).overrides:
         again = {**told, "model_args": {**told["model_args"], "remat": True}}
         peers["ours, remat"] = _other(run, "ours", again, ours)
-    for peer in run.peers(name for name in chosen.peers if not name.endswith("channels-last")):
-        peers[peer] = _other(run, peer, told, ours)
+    wanted = [name for name in chosen.peers if not name.endswith("channels-last")]
+    asked = run.peers(wanted)
+    peers |= {peer: _other(run, peer, told, ours) if peer in asked else NOT_RUN for peer in wanted}
     return {"workload": told, **ours, "peers": peers}
 
 
@@ -62,7 +63,7 @@ def lines(record: Facts) -> Lines:
             ratio = f"{record['peak'] / entry['peak']:.2f}" if entry["peak"] > 0 else "-"
             cells = [_mib(entry["peak"]), _mib(entry["first"]), ratio]
         else:
-            cells = [f"{entry['state']}: {entry['why']}", "", ""]
+            cells = [because(entry), "", ""]
         found.append([what, name, *cells])
         what = ""
     return found

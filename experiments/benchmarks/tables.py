@@ -60,6 +60,11 @@ def share(rate: float, ceiling: Facts) -> str:
     return f"{100 * rate / max(ceiling.values()):.0f} %" if ceiling else "-"
 
 
+def because(entry: Facts) -> str:
+    """Says why a peer's entry has no figure."""
+    return ": ".join(entry[part] for part in ("state", "why") if entry.get(part))
+
+
 def short(number: float) -> str:
     """Three digits; large numbers in full."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

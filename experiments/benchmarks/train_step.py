@@ -15,7 +15,7 @@ from experiments.benchmarks import command
 from experiments.benchmarks.benchmark import Benchmark, Lines, Run
 from experiments.benchmarks.contest import spread
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.tables import share, short, sizes
+from experiments.benchmarks.tables import because, share, short, sizes
 from experiments.benchmarks.workloads import WORKLOADS, Workload, as_arguments, tiny
 
 # Operations of forward and backward, a multiply-add counting two: the gradient is two products for
@@ -73,13 +73,13 @@ def side_by_side(first: list[str], build: Facts, unit: Callable[[float], float])
         unit: from the seconds of a call to the figure that is shown.
     """
     found = []
-    for name, entry in (build["peers"] or {"nobody": {"state": "nobody"}}).items():
+    for name, entry in (build["peers"] or {"nobody": {"state": ""}}).items():
         cells = [short(unit(build["ours"]["seconds"])), "", "", ""]
         if entry["state"] == "measured":
             ours, theirs = 1 / median(entry["ours_rates"]), entry["seconds"]
             cells = [short(unit(ours)), short(unit(theirs)), f"{entry['ratio']:.2f}", spread(entry)]
-        elif "why" in entry:
-            cells[1] = f"{entry['state']}: {entry['why']}"
+        else:
+            cells[1] = because(entry)
         found.append([*first, name, *cells])
         first = [""] * len(first)
     return found

@@ -36,7 +36,6 @@ def run(*words, benchmarks=(TRAIN,)):
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--budget-minutes", "0"], "--budget-minutes is 0.0"),
         (["--record", "--tiny"], "--record takes the workloads as they are"),
-        (["--record", "--peers", "torch"], "--record takes every peer"),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )
