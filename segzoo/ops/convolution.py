@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from segzoo.ops.conv2d import conv2d
 from segzoo.ops.depthwise import depthwise_conv
 
 Array = jax.Array
@@ -33,16 +34,15 @@ def conv_general_dilated(
 ) -> Array:
     """`lax.conv_general_dilated` as `nn.Conv` calls it (channels-last), fast on CPU too.
 
-    XLA's CPU compiler has fast 2-D convolutions and slow 3-D ones (by a factor of 5 to 10). There,
-    the taps along depth are laid side by side as channels, the depth axis joins the batch, and a
-    2-D convolution does the rest. Slower still are those with a group for each channel: they go to
-    `depthwise_conv`.
+    What XLA's CPU compiler has no fast form for is put in other terms there: a group for each
+    channel goes to `depthwise_conv`, and two spatial axes to `conv2d`. Of three axes, the taps
+    along depth are laid side by side as channels, the depth axis joins the batch, and a 2-D
+    convolution does the rest.
     """
+    rank, groups = lhs.ndim - 2, feature_group_count
     ours = jax.default_backend() == "cpu" and set(lhs_dilation or (1,)) == {1}
-    if ours and 1 < feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
-        dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
-        return depthwise_conv(lhs, rhs, window_strides, padding, dilation)
-    if not ours or lhs.ndim != 5 or feature_group_count != 1:
+    depthwise = 1 < groups == lhs.shape[-1] == rhs.shape[-1]
+    if not ours or not (depthwise or (groups == 1 and rank in (2, 3))):
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -51,33 +51,32 @@ def conv_general_dilated(
             lhs_dilation,
             rhs_dilation,
             dimension_numbers,
-            feature_group_count,
+            groups,
             precision=precision,
         )
-    dilation = tuple(rhs_dilation or (1, 1, 1))
+    strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1,) * rank)
+    if depthwise:
+        return depthwise_conv(lhs, rhs, strides, padding, dilation)
     if isinstance(padding, str):
-        window = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:3], dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:4], window, window_strides, padding)
-    (before, after), *flat_padding = padding
+        window = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:-2], dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
+    pads = tuple((before, after) for before, after in padding)
+    if rank == 2:
+        return conv2d(lhs, rhs, strides, pads, dilation, precision)
+
+    (before, after), *flat_pads = pads
     batch, depth, height, width, c_in = lhs.shape
     taps, *_, c_out = rhs.shape
-    out_depth = (depth + before + after - (taps - 1) * dilation[0] - 1) // window_strides[0] + 1
-    reach = (out_depth - 1) * window_strides[0] + 1
+    out_depth = (depth + before + after - (taps - 1) * dilation[0] - 1) // strides[0] + 1
+    reach = (out_depth - 1) * strides[0] + 1
     x = jnp.pad(lhs, [(0, 0), (before, after), (0, 0), (0, 0), (0, 0)])
     starts = [i * dilation[0] for i in range(taps)]
     x = jnp.concatenate(
-        [lax.slice_in_dim(x, a, a + reach, window_strides[0], axis=1) for a in starts], axis=-1
+        [lax.slice_in_dim(x, a, a + reach, strides[0], axis=1) for a in starts], axis=-1
     )
+    x = x.reshape(batch * out_depth, height, width, taps * c_in)
     kernel = rhs.transpose(1, 2, 0, 3, 4).reshape(*rhs.shape[1:3], taps * c_in, c_out)
-    y = lax.conv_general_dilated(
-        x.reshape(batch * out_depth, height, width, taps * c_in),
-        kernel,
-        window_strides[1:],
-        flat_padding,
-        rhs_dilation=dilation[1:],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
+    y = conv2d(x, kernel, strides[1:], tuple(flat_pads), dilation[1:], precision)
     return y.reshape(batch, out_depth, *y.shape[1:])
 
 

@@ -1,0 +1,98 @@
+"""The 2-D convolution with a gradient of its own, against `jax.lax`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from segzoo.ops import conv2d as module
+from segzoo.ops.conv2d import conv2d
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def both(strides, pads, dilation):
+    def plain(x, kernel):
+        names = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, pads, None, dilation, names)
+
+    def fast(x, kernel):
+        return conv2d(x, kernel, strides, pads, dilation, None)
+
+    return fast, plain
+
+
+SAME = ((1, 1), (1, 1))
+NONE = ((0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("block", [16, 40, 1024], ids=lambda n: f"block {n}")
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "pads", "dilation"),
+    [
+        ((3, 13, 9, 5), (3, 3, 5, 4), (1, 1), SAME, (1, 1)),
+        ((3, 13, 9, 5), (3, 3, 5, 4), (2, 2), SAME, (1, 1)),
+        ((2, 14, 9, 5), (3, 3, 5, 4), (2, 1), ((0, 1), (2, 0)), (1, 2)),
+        ((2, 17, 11, 5), (3, 2, 5, 4), (1, 1), NONE, (2, 3)),
+        ((2, 12, 15, 3), (7, 7, 3, 64), (2, 2), ((2, 3), (2, 3)), (1, 1)),
+        ((3, 12, 10, 6), (1, 1, 6, 9), (1, 1), NONE, (1, 1)),
+        ((3, 13, 10, 9), (1, 1, 9, 6), (2, 3), NONE, (1, 1)),
+        ((2, 9, 10, 3), (1, 1, 3, 6), (1, 1), SAME, (1, 1)),
+        # Few channels come out: the other side is unfolded.
+        ((3, 13, 9, 16), (3, 3, 16, 2), (1, 1), SAME, (1, 1)),
+        ((2, 13, 9, 16), (3, 2, 16, 4), (1, 1), ((0, 3), (2, 1)), (2, 1)),
+        ((2, 13, 9, 16), (3, 3, 16, 2), (2, 2), SAME, (1, 1)),
+    ],
+)
+def test_it_is_the_plain_convolution(
+    assert_same_function, monkeypatch, image, kernel, strides, pads, dilation, block
+):
+    monkeypatch.setattr(module, "_LARGE", 1)
+    monkeypatch.setattr(module, "_BLOCK", block)
+    fast, plain = both(strides, pads, dilation)
+    assert_same_function(fast, plain, random(*image), random(*kernel, seed=1))
+
+
+def test_small_images_take_the_plain_way(assert_same_function):
+    fast, plain = both((1, 1), SAME, (1, 1))
+    assert_same_function(fast, plain, random(2, 5, 4, 3), random(3, 3, 3, 4, seed=1))
+
+
+def test_the_gradient_of_large_images_needs_no_filter_of_their_size():
+    """What makes it fast: no convolution with the cotangent as its kernel."""
+
+    def sizes(x, kernel):
+        gradient = jax.grad(lambda k: both((1, 1), SAME, (1, 1))[0](x, k).sum())
+        text = jax.jit(gradient).lower(kernel).as_text()
+        return [line for line in text.splitlines() if "stablehlo.convolution" in line]
+
+    assert sizes(random(1, 40, 40, 4), random(3, 3, 4, 4)) == []
+    assert len(sizes(random(1, 8, 8, 4), random(3, 3, 4, 4))) == 1
+
+
+def test_sums_of_bfloat16_are_float32():
+    """4096 ones and a kernel's gradient of 4096, where bfloat16 would stop counting at 256."""
+    x, kernel = jnp.ones((1, 64, 64, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda k: conv2d(x, k, (1, 1), NONE, (1, 1), None).sum())(kernel)
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient.squeeze()) == 4096
+
+
+def test_batches_of_kernels_and_second_derivatives():
+    fast, plain = both((1, 1), SAME, (1, 1))
+    x, kernels = random(2, 13, 12, 3), random(2, 3, 3, 3, 4, seed=1)
+
+    def mapped(function):
+        return jax.vmap(jax.grad(lambda k: jnp.square(function(x, k)).sum()))(kernels)
+
+    np.testing.assert_allclose(mapped(fast), mapped(plain), rtol=1e-4, atol=1e-3)
+
+    def curvature(function):
+        loss = lambda k: jnp.tanh(function(x, k)).sum()  # noqa: E731
+        along = random(3, 3, 3, 4, seed=2)
+        return jax.jvp(jax.grad(loss), (kernels[0],), (along,))[1]
+
+    np.testing.assert_allclose(curvature(fast), curvature(plain), rtol=1e-3, atol=1e-3)
