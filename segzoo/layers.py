@@ -18,7 +18,8 @@ from jax import lax
 
 from segzoo.errors import check_choice
 from segzoo.ops.convolution import bilinear_kernel, conv_general_dilated, conv_transpose
-from segzoo.ops.spatial import center_crop, crop_to, max_pool, pad_to_multiple, resize
+from segzoo.ops.pooling import max_pool
+from segzoo.ops.spatial import center_crop, crop_to, pad_to_multiple, resize
 
 __all__ = [
     "NORMS",

@@ -9,7 +9,8 @@ from jax import lax
 
 from segzoo import SegzooError
 from segzoo.ops.convolution import conv_general_dilated, conv_transpose
-from segzoo.ops.spatial import max_pool, pad_to_multiple, resize
+from segzoo.ops.pooling import max_pool
+from segzoo.ops.spatial import pad_to_multiple, resize
 from segzoo.reach import reach
 
 

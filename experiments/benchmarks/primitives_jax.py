@@ -15,7 +15,8 @@ from experiments.benchmarks.plain_linen import places, scatter
 from experiments.benchmarks.primitives import PRIMITIVES
 from segzoo.layers import Norm
 from segzoo.ops.convolution import conv_general_dilated, conv_transpose
-from segzoo.ops.spatial import max_pool, resize
+from segzoo.ops.pooling import max_pool
+from segzoo.ops.spatial import resize
 from segzoo.ops.unpooling import max_pool_indices, max_unpool
 
 Array = jax.Array

@@ -21,7 +21,7 @@ from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import Conv, he_normal, max_pool
 from segzoo.ops.normalization import local_response_norm
-from segzoo.ops.spatial import dilated_max_pool
+from segzoo.ops.pooling import dilated_max_pool
 from segzoo.registry import register
 
 Array = jax.Array

@@ -13,7 +13,7 @@ from jax import lax
 
 from segzoo.errors import SegzooError
 from segzoo.layers import ConvNormAct, Dropout, Score
-from segzoo.ops.spatial import dilated_max_pool, max_pool
+from segzoo.ops.pooling import dilated_max_pool, max_pool
 
 Array = jax.Array
 Maps = dict[str, Array]

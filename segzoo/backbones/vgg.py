@@ -19,7 +19,7 @@ from segzoo.backbones.classifier import OUTPUT_STRIDES, DenseClassifier, dilate
 from segzoo.checks import check_common, check_rate
 from segzoo.errors import check_choice, check_positive_int
 from segzoo.layers import ConvNormAct, NormKind, max_pool
-from segzoo.ops.spatial import dilated_max_pool
+from segzoo.ops.pooling import dilated_max_pool
 from segzoo.registry import register
 
 Array = jax.Array

@@ -1,18 +1,15 @@
-"""Spatial operations: pad, crop, resize, pool.
+"""Spatial operations: pad, crop, resize.
 
 Everything works on channels-last arrays `[B, *S, C]` with any number of spatial axes. Where the
-gradient of the textbook form is slow on CPU (max-pooling, interpolation: by factors of 10 and
-more), an algebraically equal form takes its place; the tests hold values and gradients of both
-together.
+gradient of the textbook form is slow on CPU (interpolation: by factors of 10 and more), an
+algebraically equal form takes its place; the tests hold values and gradients of both together.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,118 +195,3 @@ def _product(matrix: np.ndarray, x: Array, axis: int) -> Array:
     weights = jnp.expand_dims(weights.T, [1 + i for i in range(x.ndim) if i != axis])
     terms = [jnp.take(x, places[:, j], axis=axis) * weights[j] for j in range(entries)]
     return functools.reduce(jnp.add, terms)
-
-
-def max_pool(
-    x: Array,
-    window: Sequence[int],
-    strides: Sequence[int] | None = None,
-    padding: str | Sequence[tuple[int, int]] = "VALID",
-) -> Array:
-    """Max-pools the spatial axes, as `nn.max_pool`.
-
-    Windows that tile the axes (stride = window) are reshaped out and the first maximum of each is
-    selected, so the gradient, which goes to that pixel alone as in `nn.max_pool`, is a select too.
-    (The gradient of `x.max(axis)` would compare x with its maximum again. A compiler may compute x
-    twice, rounded differently; then nothing is equal, and dividing by the count of maxima gives
-    NaN.) Everything else goes to `nn.max_pool`.
-
-    Args:
-        x: `[B, *S, C]`.
-        window: size of the window, one number per spatial axis.
-        strides: by default the window.
-        padding: "VALID" drops a remainder, "SAME" keeps it as a window of its own (in other
-            frameworks' words floor and ceil mode), or `(before, after)` pairs.
-
-    Returns:
-        `[B, *S', C]`.
-    """
-    window = tuple(window)
-    strides = window if strides is None else tuple(strides)
-    tiled = strides == window and (
-        padding == "VALID" or (padding == "SAME" and jnp.issubdtype(x.dtype, jnp.floating))
-    )
-    if not tiled:
-        pads = padding if isinstance(padding, str) else list(padding)
-        return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
-    tiles = into_tiles(x, window, keep_remainder=padding == "SAME")
-    axes = tuple(range(2, tiles.ndim - 1, 2))
-    first = jnp.expand_dims(first_maximum(lax.stop_gradient(tiles), window), axes)
-    chosen = jnp.where(first == tile_places(window), tiles, jnp.zeros_like(tiles))
-    return chosen.sum(axes, dtype=x.dtype)
-
-
-def into_tiles(x: Array, window: tuple[int, ...], *, keep_remainder: bool) -> Array:
-    """`[B, *S, C] -> [B, n, w, n, w, ..., C]`: windows that tile the axes, in axes of their own.
-
-    A remainder is cut off, or filled up with -inf to a window, as evenly as may be at both ends.
-    """
-    if keep_remainder:
-        missing = [-n % w for n, w in zip(x.shape[1:-1], window, strict=True)]
-        if any(missing):
-            pads = [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)]
-            x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    counts = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
-    x = crop_to(x, [n * w for n, w in zip(counts, window, strict=True)])
-    tiles = [n for pair in zip(counts, window, strict=True) for n in pair]
-    return x.reshape(x.shape[0], *tiles, x.shape[-1])
-
-
-def tile_places(window: tuple[int, ...]) -> np.ndarray:
-    """`[1, 1, w, 1, w, ..., 1]`: the pixels of a window numbered in row-major order."""
-    place = np.arange(math.prod(window), dtype=_place_dtype(window))
-    return place.reshape(1, *(n for w in window for n in (1, w)), 1)
-
-
-def _place_dtype(window: tuple[int, ...]) -> type[np.unsignedinteger]:
-    return np.uint8 if math.prod(window) <= 256 else np.uint32
-
-
-def dilated_max_pool(
-    x: Array, window: Sequence[int], dilation: int = 1, *, keep_size: bool = False
-) -> Array:
-    """Max-pools with stride 1 and the window's taps `dilation` pixels apart.
-
-    What a strided pool becomes when its stride is traded for dilation in all that follows: at every
-    stride-th pixel the values are those of the strided pool.
-
-    Args:
-        x: `[B, *S, C]`, floating.
-        window: taps per spatial axis.
-        dilation: pixels from one tap to the next.
-        keep_size: whether windows may reach over the end of an axis, where only the pixels inside
-            count; otherwise axis n becomes `n - (window - 1) * dilation`.
-
-    Returns:
-        `[B, *S', C]`.
-    """
-    reaches = [(taps - 1) * dilation for taps in window]
-    if keep_size:
-        pads = [(0, 0), *((0, reach) for reach in reaches), (0, 0)]
-        x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    for axis, (taps, reach) in enumerate(zip(window, reaches, strict=True), start=1):
-        starts = [tap * dilation for tap in range(taps)]
-        length = x.shape[axis] - reach
-        x = functools.reduce(
-            jnp.maximum, (lax.slice_in_dim(x, a, a + length, axis=axis) for a in starts)
-        )
-    return x
-
-
-def first_maximum(tiles: Array, window: tuple[int, ...]) -> Array:
-    """`[B, n, w, n, w, ..., C] -> [B, n, n, ..., C]`: the place of each window's maximum or NaN.
-
-    Places are numbered as in `tile_places`, in the smallest unsigned type; of equal values the
-    first counts.
-    """
-    every = slice(None)
-    candidates = [
-        tiles[(every, *(part for i in tap for part in (every, i)))] for tap in np.ndindex(*window)
-    ]
-    best = candidates[0]
-    place = jnp.zeros(best.shape, _place_dtype(window))
-    for k, candidate in enumerate(candidates[1:], start=1):
-        better = (candidate > best) | jnp.isnan(candidate)
-        best = jnp.where(better, candidate, best)
-        place = jnp.where(better, jnp.asarray(k, place.dtype), place)
-    return place

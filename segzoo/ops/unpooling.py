@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.errors import SegzooError
-from segzoo.ops.spatial import first_maximum, into_tiles, tile_places
+from segzoo.ops.pooling import first_maximum, into_tiles, tile_places
 
 Array = jax.Array
 

@@ -52,7 +52,7 @@ def convolutions(model):
                 if hasattr(inner, "jaxpr"):
                     yield from found(inner.jaxpr)
 
-    with mock.patch("jax.default_backend", lambda: "gpu"):
+    with mock.patch("jax.default_backend", return_value="gpu"):
         return list(found(traced(model, shapes_of(model)[1]).jaxpr))
 
 

@@ -1,6 +1,5 @@
-"""Pad, crop, resize, pool against their textbook forms."""
+"""Pad, crop, resize, average against their textbook forms."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +9,6 @@ from segzoo.ops.spatial import (
     adaptive_avg_pool,
     center_crop,
     crop_to,
-    dilated_max_pool,
-    max_pool,
     pad_to_grid,
     pad_to_multiple,
     resize,
@@ -128,63 +125,6 @@ def test_resize_keeps_the_dtype():
     assert resize(jnp.ones((1, 2, 2, 1), jnp.bfloat16), (64, 4)).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("padding", ["VALID", "SAME"])
-@pytest.mark.parametrize(
-    ("size", "window"), [((8, 6), (2, 2)), ((7, 9), (2, 3)), ((5, 6, 7), (2, 2, 2))]
-)
-def test_max_pool_without_ties_is_the_plain_one(assert_same_function, size, window, padding):
-    def reference(x):
-        return nn.max_pool(x, window, window, padding)
-
-    x = random(2, *size, 3)
-    assert_same_function(lambda x: max_pool(x, window, padding=padding), reference, x)
-
-
-def test_max_pool_gives_ties_to_the_first(assert_same_function):
-    x = jnp.round(random(2, 8, 9, 3))  # many ties
-
-    def reference(x):
-        return nn.max_pool(x, (2, 3), (2, 3))
-
-    assert_same_function(lambda x: max_pool(x, (2, 3)), reference, x)
-
-
-def test_max_pool_cannot_make_nan_and_does_not_hide_it():
-    """No quotient of counts, which rounding could make 0 / 0; and a diverged net stays visible."""
-    gradient = jax.make_jaxpr(jax.grad(lambda x: max_pool(x, (2, 2)).sum()))(random(1, 4, 4, 1))
-    assert "div" not in str(gradient)
-    for place in np.ndindex(2, 2):
-        x = random(1, 2, 2, 1).at[0, *place, 0].set(jnp.nan)
-        assert np.isnan(max_pool(x, (2, 2))).all()
-    assert max_pool(jnp.full((1, 2, 2, 1), -jnp.inf), (2, 2)).item() == -np.inf
-
-
-def test_max_pool_has_forward_derivatives():
-    x, tangent = random(1, 4, 6, 2), random(1, 4, 6, 2, seed=1)
-    _, pushed = jax.jvp(lambda x: max_pool(x, (2, 2)), (x,), (tangent,))
-    _, pull = jax.vjp(lambda x: max_pool(x, (2, 2)), x)
-    cotangent = random(*pushed.shape, seed=2)
-    np.testing.assert_allclose(
-        jnp.vdot(pushed, cotangent), jnp.vdot(tangent, pull(cotangent)[0]), rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("strides", "padding"), [((2, 2), "VALID"), ((2, 2), ((1, 1), (0, 1))), ((1, 1), "SAME")]
-)
-def test_max_pool_of_overlapping_windows(assert_same_function, strides, padding):
-    def reference(x):
-        return nn.max_pool(x, (3, 3), strides, padding)
-
-    x = random(2, 7, 8, 3)
-    assert_same_function(lambda x: max_pool(x, (3, 3), strides, padding), reference, x)
-
-
-def test_max_pool_of_integers():
-    x = jnp.arange(9).reshape(1, 3, 3, 1)
-    np.testing.assert_array_equal(max_pool(x, (2, 2), padding="SAME")[0, :, :, 0], [[4, 5], [7, 8]])
-
-
 @pytest.mark.parametrize(
     ("size", "new"), [((14, 14), (7, 7)), ((9, 16), (7, 6)), ((3, 1), (7, 2)), ((40, 3), (4, 3))]
 )
@@ -204,27 +144,3 @@ def test_adaptive_average_pool_keeps_the_dtype_and_the_precision_of_sums():
     pooled = adaptive_avg_pool(x, (7, 7))
     assert pooled.dtype == jnp.bfloat16
     assert np.all(pooled == x[0, 0, 0, 0])
-
-
-@pytest.mark.parametrize("size", [(16, 24), (15, 17), (9, 12)])
-@pytest.mark.parametrize("window", [2, 3])
-def test_a_stride_left_out_becomes_dilation(size, window):
-    @jax.jit
-    def pooled(x):
-        once = max_pool(x, (window, window), (2, 2))
-        dense = dilated_max_pool(x, (window, window))
-        twice = max_pool(once, (window, window), (2, 2))
-        return once, twice, dense, dilated_max_pool(dense, (window, window), 2)
-
-    once, twice, dense, denser = pooled(random(2, *size, 3))
-    np.testing.assert_array_equal(dense[:, ::2, ::2], once)
-    assert denser.shape[1:3] == tuple(n - 3 * (window - 1) for n in size)
-    np.testing.assert_array_equal(denser[:, ::4, ::4], twice)
-
-
-def test_a_dilated_max_pool_may_keep_the_size():
-    x = random(2, 7, 8, 3) - 5.0
-    kept = dilated_max_pool(x, (2, 2), 2, keep_size=True)
-    assert kept.shape == x.shape
-    np.testing.assert_array_equal(kept[:, :5, :6], dilated_max_pool(x, (2, 2), 2))
-    np.testing.assert_array_equal(kept[:, 5:, 6:], x[:, 5:, 6:])

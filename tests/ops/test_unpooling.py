@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segzoo import SegzooError
-from segzoo.ops.spatial import max_pool
+from segzoo.ops.pooling import max_pool
 from segzoo.ops.unpooling import max_pool_indices, max_unpool
 
 CASES = [((8, 6), (2, 2)), ((7, 9), (2, 2)), ((1, 5), (2, 2)), ((5, 6, 7), (2, 2, 2)), ((7,), (3,))]
