@@ -25,6 +25,12 @@ Pairs = tuple[tuple[int, int], ...]
 _LARGE = 150
 _BLOCK = 1024
 
+# Of images narrower than this, with fewer channels and not too few products for a pixel, a batch is
+# convolved as one wide image.
+_WIDE = 112
+_MANY_CHANNELS = 128
+_PRODUCTS = 3072
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def conv2d(
@@ -56,6 +62,8 @@ def _convolve(
         # Of one pixel: a product of matrices, for which XLA takes it on other devices only.
         x = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
         return jnp.matmul(x, kernel[0, 0], precision=precision)  # type: ignore[arg-type]
+    if _is_narrow(x, kernel, strides):
+        return _side_by_side(x, kernel, pads, dilation, precision)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -65,6 +73,37 @@ def _convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,  # type: ignore[arg-type]
     )
+
+
+def _is_narrow(x: Array, kernel: Array, strides: Numbers) -> bool:
+    """Whether XLA, which hands out tiles of columns and channels, would keep one core busy alone.
+
+    As measured; with fewer products for a pixel, wider images do not help either.
+    """
+    *_, c_in, c_out = kernel.shape
+    few = c_out < _MANY_CHANNELS and c_in * c_out >= _PRODUCTS
+    return max(strides) == 1 and len(x) > 1 and x.shape[2] < _WIDE and few
+
+
+def _side_by_side(
+    x: Array, kernel: Array, pads: Pairs, dilation: Numbers, precision: object
+) -> Array:
+    """Convolves a batch as one wide image, its images side by side with their borders between."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    batch, height, width, channels = x.shape
+    beyond = [(k - 1) * d for k, d in zip(kernel.shape, dilation, strict=False)]
+    row = x.transpose(1, 0, 2, 3).reshape(1, height, batch * width, channels)
+    y = lax.conv_general_dilated(
+        row,
+        kernel,
+        (1, 1),
+        ((0, 0), (0, beyond[1])),
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,  # type: ignore[arg-type]
+    )
+    y = y.reshape(height - beyond[0], batch, width, -1)[:, :, : width - beyond[1]]
+    return y.transpose(1, 0, 2, 3)
 
 
 def _forward(
@@ -83,13 +122,10 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = arguments
 
-    def by_input(x: Array) -> Array:
-        return _convolve(x, kernel, strides, pads, dilation, precision)
-
     def by_kernel(kernel: Array) -> Array:
         return _convolve(x, kernel, strides, pads, dilation, precision)
 
-    (for_x,) = jax.linear_transpose(by_input, x)(cotangent)
+    for_x = _input_gradient(x, cotangent, kernel, strides, pads, dilation, precision)
     if math.prod(cotangent.shape[1:-1]) < _LARGE:
         (for_kernel,) = jax.linear_transpose(by_kernel, kernel)(cotangent)
     else:
@@ -99,6 +135,40 @@ def _backward(
 
 
 conv2d.defvjp(_forward, _backward)
+
+
+def _input_gradient(
+    x: Array,
+    cotangent: Array,
+    kernel: Array,
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    precision: object,
+) -> Array:
+    """`[B, H, W, C]`: what the taps passed on comes back through them."""
+    if max(strides) > 1:
+
+        def by_input(x: Array) -> Array:
+            return _convolve(x, kernel, strides, pads, dilation, precision)
+
+        (gradient,) = jax.linear_transpose(by_input, x)(cotangent)
+        return jnp.asarray(gradient)
+    back = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
+    around = _turned(kernel.shape, pads, dilation)
+    if any(n < 0 for pair in around for n in pair):
+        # More zeros were around than the kernel reaches: their gradients are dropped.
+        over = [(max(0, -before), max(0, -after)) for before, after in around]
+        spans = (slice(a, n - b) for n, (a, b) in zip(cotangent.shape[1:-1], over, strict=True))
+        cotangent = cotangent[(slice(None), *spans)]
+        around = tuple((max(0, before), max(0, after)) for before, after in around)
+    return _convolve(cotangent, back, strides, around, dilation, precision)
+
+
+def _turned(shape: Sequence[int], pads: Pairs, dilation: Numbers) -> Pairs:
+    """The pads with which a kernel leads back, from outputs to inputs."""
+    reaches = ((k - 1) * d for k, d in zip(shape, dilation, strict=False))
+    return tuple((r - before, r - after) for r, (before, after) in zip(reaches, pads, strict=True))
 
 
 def _kernel_gradient(
@@ -114,10 +184,7 @@ def _kernel_gradient(
     if max(strides) > 1 or c_in < 4 * c_out:
         return _products(x, cotangent, window, strides, pads, dilation)
     # Far fewer channels come out than went in: unfolded is what came out, as each input saw it.
-    reaches = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
-    around = tuple(
-        (r - before, r - after) for r, (before, after) in zip(reaches, pads, strict=True)
-    )
+    around = _turned(window, pads, dilation)
     seen_back = _products(cotangent, x, window, strides, around, dilation)
     return jnp.flip(seen_back, (0, 1)).transpose(0, 1, 3, 2)
 

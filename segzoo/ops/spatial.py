@@ -186,12 +186,13 @@ def _linear_map(matrix: np.ndarray, axis: int) -> Callable[[Array], Array]:
 def _product(matrix: np.ndarray, x: Array, axis: int) -> Array:
     """Multiplies along `axis`, by as many gathers as a row has entries when those are few."""
     entries = int((matrix != 0).sum(axis=1).max())
-    if entries > 8:
+    if entries > 64:
         weights = jnp.asarray(matrix, x.dtype)
         y = jnp.tensordot(weights, x, axes=(1, axis), precision=lax.Precision.HIGHEST)
         return jnp.moveaxis(y, 0, axis)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     places = np.argsort(matrix == 0, axis=1, kind="stable")[:, :entries]
-    weights = jnp.asarray(np.take_along_axis(matrix, places, axis=1), x.dtype)
+    weights = jnp.asarray(np.take_along_axis(matrix, places, axis=1), wide)
     weights = jnp.expand_dims(weights.T, [1 + i for i in range(x.ndim) if i != axis])
-    terms = [jnp.take(x, places[:, j], axis=axis) * weights[j] for j in range(entries)]
-    return functools.reduce(jnp.add, terms)
+    terms = (jnp.take(x, places[:, j], axis=axis).astype(wide) * weights[j] for j in range(entries))
+    return functools.reduce(jnp.add, terms).astype(x.dtype)

@@ -56,6 +56,22 @@ def test_it_is_the_plain_convolution(
     assert_same_function(fast, plain, random(*image), random(*kernel, seed=1))
 
 
+@pytest.mark.parametrize(
+    ("image", "kernel", "pads", "dilation"),
+    [
+        ((3, 13, 9, 64), (3, 3, 64, 48), SAME, (1, 1)),
+        ((2, 14, 9, 48), (3, 2, 48, 64), ((0, 1), (2, 0)), (1, 2)),
+        ((2, 17, 11, 64), (2, 3, 64, 64), NONE, (2, 3)),
+        ((2, 9, 9, 64), (1, 2, 64, 64), ((1, 2), (3, 0)), (1, 1)),  # pads beyond the kernel
+    ],
+)
+def test_narrow_images_side_by_side(assert_same_function, image, kernel, pads, dilation):
+    x, k = random(*image), random(*kernel, seed=1)
+    assert module._is_narrow(x, k, (1, 1))
+    fast, plain = both((1, 1), pads, dilation)
+    assert_same_function(fast, plain, x, k)
+
+
 def test_small_images_take_the_plain_way(assert_same_function):
     fast, plain = both((1, 1), SAME, (1, 1))
     assert_same_function(fast, plain, random(2, 5, 4, 3), random(3, 3, 3, 4, seed=1))
