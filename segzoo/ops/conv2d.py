@@ -55,6 +55,33 @@ def conv2d(
     return _convolve(x, kernel, strides, pads, dilation, precision)
 
 
+def unfolded_conv2d(
+    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
+) -> Array:
+    """`conv2d` as the product of all patches with the kernel.
+
+    For few pixels and large kernels (VGG's first fully connected layer as a convolution has 7 x 7 x
+    512 x 4096 weights): a convolution would lay the kernel out anew, forward and backward, which
+    takes longer than the products.
+    """
+    window = kernel.shape[:2]
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    reaches = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    lasts = [
+        (n - reach) // s * s + 1
+        for n, reach, s in zip(padded.shape[1:3], reaches, strides, strict=True)
+    ]
+    taps = []
+    for tap in np.ndindex(*window):
+        starts = [i * d for i, d in zip(tap, dilation, strict=True)]
+        ends = (a + last for a, last in zip(starts, lasts, strict=True))
+        limits = (x.shape[0], *ends, x.shape[-1])
+        taps.append(lax.slice(padded, (0, *starts, 0), limits, (1, *strides, 1)))
+    patches = jnp.concatenate(taps, axis=-1)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return jnp.matmul(patches, matrix, precision=precision)  # type: ignore[arg-type]
+
+
 def _convolve(
     x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
 ) -> Array:

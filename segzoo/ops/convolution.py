@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segzoo.ops.conv2d import conv2d
+from segzoo.ops.conv2d import conv2d, unfolded_conv2d
 from segzoo.ops.depthwise import depthwise_conv
 
 Array = jax.Array
@@ -35,9 +35,9 @@ def conv_general_dilated(
     """`lax.conv_general_dilated` as `nn.Conv` calls it (channels-last), fast on CPU too.
 
     What XLA's CPU compiler has no fast form for is put in other terms there: a group for each
-    channel goes to `depthwise_conv`, and two spatial axes to `conv2d`. Of three axes, the taps
-    along depth are laid side by side as channels, the depth axis joins the batch, and a 2-D
-    convolution does the rest.
+    channel goes to `depthwise_conv`, and two spatial axes to `conv2d`, or to `unfolded_conv2d`
+    where pixels are fewer than channels. Of three axes, the taps along depth are laid side by side
+    as channels, the depth axis joins the batch, and a 2-D convolution does the rest.
     """
     rank, groups = lhs.ndim - 2, feature_group_count
     ours = jax.default_backend() == "cpu" and set(lhs_dilation or (1,)) == {1}
@@ -62,6 +62,10 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
     pads = tuple((before, after) for before, after in padding)
     if rank == 2:
+        sizes = zip(lhs.shape[1:-1], pads, rhs.shape, dilation, strides, strict=False)
+        places = [(n + a + b - (k - 1) * d - 1) // s + 1 for n, (a, b), k, d, s in sizes]
+        if lhs.shape[0] * math.prod(places) <= rhs.shape[-1]:
+            return unfolded_conv2d(lhs, rhs, strides, pads, dilation, precision)
         return conv2d(lhs, rhs, strides, pads, dilation, precision)
 
     (before, after), *flat_pads = pads

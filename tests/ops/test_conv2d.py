@@ -8,6 +8,7 @@ from jax import lax
 
 from segzoo.ops import conv2d as module
 from segzoo.ops.conv2d import conv2d
+from segzoo.ops.convolution import conv_general_dilated
 
 
 def random(*shape, seed=0):
@@ -54,6 +55,30 @@ def test_it_is_the_plain_convolution(
     monkeypatch.setattr(module, "_BLOCK", block)
     fast, plain = both(strides, pads, dilation)
     assert_same_function(fast, plain, random(*image), random(*kernel, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "padding", "dilation"),
+    [
+        ((1, 9, 8, 5), (7, 7, 5, 12), (1, 1), "VALID", (1, 1)),
+        ((2, 7, 6, 5), (3, 3, 5, 90), (1, 1), "SAME", (1, 1)),
+        ((2, 7, 9, 5), (3, 2, 5, 60), (2, 3), ((1, 0), (2, 1)), (1, 2)),
+    ],
+)
+def test_few_pixels_and_many_channels(
+    assert_same_function, image, kernel, strides, padding, dilation
+):
+    names = ("NHWC", "HWIO", "NHWC")
+
+    def fast(x, kernel):
+        return conv_general_dilated(x, kernel, strides, padding, None, dilation, names)
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, padding, None, dilation, names)
+
+    x, k = random(*image), random(*kernel, seed=1)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(fast)(x, k))
+    assert_same_function(fast, plain, x, k, atol=1e-4)  # 245 products, up to 50
 
 
 @pytest.mark.parametrize(
