@@ -121,9 +121,10 @@ class Contestant(abc.ABC):
 
         Returns:
             `first`, the peak of memory up to the end of the first step in bytes, its compilation
-            included; `peak`, that of the steps after it; and what `train_step` returns. Without a
-            device's own memory, both are the growth of the process over what it took to load the
-            library and train a network of a few hundred parameters.
+            included; `peak`, that of the steps after it; `seconds`, what one of those takes; and
+            what `train_step` returns. Without a device's own memory, the peaks are the growth of
+            the process over what it took to load the library and train a network of a few hundred
+            parameters.
         """
         self.train_step(_SMALL | {"dtype": workload["dtype"]})
         self.block(1)  # loads what is loaded once
@@ -135,12 +136,12 @@ class Contestant(abc.ABC):
         self.block(1)
         first = self.device_peak()
         if first is not None:
-            self.block(2)
-            return {**facts, "first": first, "peak": self.device_peak()}
+            seconds = self.block(2) / 2
+            return {**facts, "first": first, "peak": self.device_peak(), "seconds": seconds}
         first = _peak() - before
         _forget_peak()
-        self.block(2)
-        return {**facts, "first": first, "peak": _peak() - before}
+        seconds = self.block(2) / 2
+        return {**facts, "first": first, "peak": _peak() - before, "seconds": seconds}
 
 
 def _status(field: str) -> int:

@@ -16,7 +16,7 @@ from experiments.benchmarks import command
 from experiments.benchmarks.benchmark import NOT_RUN, Benchmark, Lines, Run
 from experiments.benchmarks.contest import check_same
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.tables import because, sizes
+from experiments.benchmarks.tables import because, short, sizes
 from experiments.benchmarks.train_step import workload
 from experiments.benchmarks.worker import NoResult
 from experiments.benchmarks.workloads import WORKLOADS, as_arguments
@@ -61,9 +61,9 @@ def lines(record: Facts) -> Lines:
     for name, entry in {"ours": {"state": "measured", **record}, **record["peers"]}.items():
         if entry["state"] == "measured":
             ratio = f"{record['peak'] / entry['peak']:.2f}" if entry["peak"] > 0 else "-"
-            cells = [_mib(entry["peak"]), _mib(entry["first"]), ratio]
+            cells = [_mib(entry["peak"]), _mib(entry["first"]), ratio, short(entry["seconds"])]
         else:
-            cells = [because(entry), "", ""]
+            cells = [because(entry), "", "", ""]
         found.append([what, name, *cells])
         what = ""
     return found
@@ -81,8 +81,9 @@ HEAD = (
     "peak, MiB",
     "first step, MiB",
     "ours / theirs",
+    "a step, s",
 )
-BENCHMARK = Benchmark("memory", lambda: list(WORKLOADS), measure, HEAD, lines, numbers=(4, 5, 6))
+BENCHMARK = Benchmark("memory", lambda: list(WORKLOADS), measure, HEAD, lines, numbers=(4, 5, 6, 7))
 
 if __name__ == "__main__":
     sys.exit(command.run([BENCHMARK], doc=__doc__))

@@ -30,11 +30,12 @@ def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
                 lines.append([*named, *line])
                 named = ["", ""]
         shown += found.values()
-    return table(benchmark.head, lines, benchmark.numbers) + _sources(shown)
+    text = "".join(f"\n{source}" for source in sources(shown).splitlines(keepends=True))
+    return table(benchmark.head, lines, benchmark.numbers) + text
 
 
-def _sources(records: Iterable[Facts]) -> str:
-    """A paragraph for every date, commit and device: versions, the best products of matrices."""
+def sources(records: Iterable[Facts]) -> str:
+    """A line for every date, commit and device: versions, the best products of matrices."""
     versions: dict[str, dict[str, str]] = {}
     ceilings: dict[str, dict[str, float]] = {}
     for record in records:
@@ -47,7 +48,7 @@ def _sources(records: Iterable[Facts]) -> str:
             best[name] = max(rate, best.get(name, 0.0))
     text = ""
     for place, mine in versions.items():
-        text += f"\n{place}: {', '.join(f'{name} {version}' for name, version in mine.items())}"
+        text += f"{place}: {', '.join(f'{name} {version}' for name, version in mine.items())}"
         reached = (f"{name} {short(rate / 1e9)}" for name, rate in ceilings[place].items())
         if ceilings[place]:
             text += f"; products of matrices, GFLOP/s: {', '.join(reached)}"

@@ -141,8 +141,8 @@ def _benchmarks(root: Path) -> list[Any]:
     if not (root / "experiments" / "benchmarks" / "page.py").exists():
         return []
     # `study.declared` has put the current folder where modules are found.
-    tables: list[Any] = importlib.import_module("experiments.benchmarks.page").tables(root)
-    return tables
+    modules = [importlib.import_module(f"experiments.benchmarks.{n}") for n in ("page", "progress")]
+    return [table for module in modules for table in module.tables(root)]
 
 
 REPORT = Command("Write the generated tables of the documentation.", _report_arguments, _report)

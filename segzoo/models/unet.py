@@ -56,6 +56,8 @@ class UNet(nn.Module):
             "nearest", interpolation alone, the next convolution taking in half as many channels
             again.
         dropout: the rate at the end of the contracting path.
+        remat: forget in training what a pair of convolutions computes on its way, and compute it
+            again for the gradient.
     """
 
     num_classes: int = 2
@@ -68,6 +70,7 @@ class UNet(nn.Module):
     norm: NormKind = "none"
     upsample: UpsampleKind = "transpose"
     dropout: float = 0.5
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -101,11 +104,17 @@ class UNet(nn.Module):
                 name=f"{path}{level}",
             )
 
+        def run(pair: DoubleConv, x: Array) -> Array:
+            return pair(x, train=train)
+
+        if self.remat and train:
+            run = nn.remat(run)
+
         skips = []
         for level in range(self.depth + 1):
             if level > 0:
                 x = max_pool(x, (2,) * self.spatial_dims)
-            x = double_conv(level, "down")(x, train=train)
+            x = run(double_conv(level, "down"), x)
             if level >= self.depth - 1:
                 x = Dropout(self.dropout, self.axis_name)(x, deterministic=not train)
             skips.append(x)
@@ -117,7 +126,7 @@ class UNet(nn.Module):
             )
             x = up(x, [2 * n for n in x.shape[1:-1]])
             x = jnp.concatenate([center_crop(skips[level], x.shape[1:-1]), x], axis=-1)
-            x = double_conv(level, "up")(x, train=train)
+            x = run(double_conv(level, "up"), x)
 
         logits = Score(self.num_classes, self.dtype, name="score")(x)
         return logits if self.padding == "VALID" else crop_to(logits, size)
@@ -182,6 +191,7 @@ def unet(
     norm: NormKind | None = None,
     upsample: UpsampleKind | None = None,
     dropout: float | None = None,
+    remat: bool = False,
 ) -> UNet | EncoderUNet:
     """U-Net: 31 million parameters at the paper's width and depth; or on any classifier's encoder.
 
@@ -198,12 +208,15 @@ def unet(
     check_choice("padding", padding, ("SAME", "VALID"))
     check_choice("upsample", upsample, UPSAMPLE)
     check_rate("dropout", dropout)
+    if not isinstance(remat, bool):
+        raise SegzooError(f"remat is {remat!r}; expected True or False.")
     if backbone is not None:
         refuse_with_encoder(
             backbone,
             depth=depth,
             padding="VALID" if padding == "VALID" else None,
             spatial_dims=3 if spatial_dims == 3 else None,
+            remat=remat or None,
         )
         return EncoderUNet(
             num_classes=num_classes,
@@ -229,6 +242,7 @@ def unet(
         norm=norm,
         upsample=upsample,
         dropout=dropout,
+        remat=remat,
     )
 
 

@@ -42,7 +42,13 @@ class Fake:
 
     def memory(self, workload):
         size = int(self.seconds * 2**20)
-        return {"parameters": self.parameters, "macs": 1, "first": 2 * size, "peak": size}
+        return {
+            "parameters": self.parameters,
+            "macs": 1,
+            "first": 2 * size,
+            "peak": size,
+            "seconds": 0.1,
+        }
 
 
 FAKES = {

@@ -56,15 +56,16 @@ def test_records_in_page_out(house):
     source = "\n2026-01-01, `012345678`, 1 x CPU (2 cores): jax 0"
     reached = "; products of matrices, GFLOP/s: ours 34.4, torch 17.2.\n"
     assert source + reached in parts["train_step"]
-    assert source + ".\n" in parts["memory"]
+    assert source + ", fake 1.0.\n" in parts["memory"]
 
     assert [row.split(" | ")[2] for row in rows(parts["inference"]) if "float32" in row] == [
         "1 of 128x128, float32",
         "8 of 128x128, float32",
     ]
     memory = [row for row in rows(parts["memory"]) if "not run" not in row]
-    assert "| ours | 0 | 1 | 1.00 |" in memory[0]
-    assert len(memory) == 2
+    assert "| ours | 0 | 1 | 1.00 | 0.1 |" in memory[0]
+    assert "| ours, remat | 0 | 1 | 1.00 | 0.1 |" in memory[1]
+    assert len(memory) == 3
     pool = [row for row in rows(parts["primitives"]) if "not run" not in row]
     assert "| forward | - | torch | 500 | 1,000 | 2.00 | 2.00..2.00 |" in pool[0]
 

@@ -216,3 +216,43 @@ def test_impossible_overrides(override, message):
 def test_impossible_images(shape):
     with pytest.raises(SegzooError, match=r"expected \[B, H, W, C\]"):
         jax.eval_shape(segzoo.get("unet", width=1).init, jax.random.key(0), jnp.zeros(shape))
+
+
+class TestRemat:
+    x = random(2, 16, 16, 3)
+
+    def pullback(self, remat):
+        model = segzoo.get("unet", width=4, depth=2, norm="batch", remat=remat)
+        variables = jax.eval_shape(model.init, jax.random.key(0), self.x)
+        variables = jax.tree.map(lambda leaf: jnp.abs(random(*leaf.shape)), variables)
+
+        def loss(params):
+            held, rngs = {**variables, "params": params}, {"dropout": jax.random.key(1)}
+            y, _ = model.apply(held, self.x, train=True, rngs=rngs, mutable=["batch_stats"])
+            return jnp.sin(y).sum()
+
+        return lambda params: jax.vjp(loss, params)[1], variables["params"]
+
+    def test_remembers_less(self):
+        kept = [
+            sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(*self.pullback(remat))))
+            for remat in (False, True)
+        ]
+        assert kept[1] < 0.7 * kept[0]
+
+    def test_computes_the_same(self):
+        found = []
+        for remat in (False, True):
+            pullback, params = self.pullback(remat)
+            gradient = jax.jit(lambda params, pullback=pullback: pullback(params)(jnp.ones(())))
+            found.append(jax.tree.leaves(gradient(params)))
+        for plain, again in zip(*found, strict=True):
+            np.testing.assert_allclose(plain, again, rtol=1e-3, atol=1e-3)
+
+    def test_is_an_override(self):
+        assert segzoo.get("unet", remat=True).remat
+        assert segzoo.get("unet_standard", remat=True).remat
+        with pytest.raises(SegzooError, match=r"remat is 1; expected True or False"):
+            segzoo.get("unet", remat=1)
+        with pytest.raises(SegzooError, match=r"remat is True; it cannot be combined"):
+            segzoo.get("unet", backbone="resnet18", remat=True)

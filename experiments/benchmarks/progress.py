@@ -1,0 +1,88 @@
+"""What reformulating brought: the records before it beside those of now, for docs/performance.md.
+
+The records in docs/benchmarks/before/ were measured by the same benchmarks. Two runs are not two
+halves of one: what compares is the ratio to a peer that both runs have measured beside ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from experiments.benchmarks import primitives, train_step
+from experiments.benchmarks.benchmark import Benchmark
+from experiments.benchmarks.contestants import Facts
+from experiments.benchmarks.records import RECORDS, read_records, record_path
+from experiments.benchmarks.tables import short, sources
+from experiments.benchmarks.workloads import PLATFORMS
+from segzoo.report import Table, table
+
+PAGE = "docs/performance.md"
+BEFORE = RECORDS / "before"
+BENCHMARKS = (train_step.BENCHMARK, primitives.BENCHMARK)
+
+HEAD = (
+    "",
+    "on",
+    "",
+    "beside",
+    "ours before, s",
+    "now",
+    "theirs before, s",
+    "now",
+    "ours / theirs before",
+    "now",
+)
+
+
+def tables(root: Path | str = ".") -> list[Table]:
+    """Returns a table for each benchmark that has records of before.
+
+    Args:
+        root: the repository's root.
+
+    Raises:
+        SegzooError: for a damaged record.
+    """
+    return [
+        Table(PAGE, f"progress:{benchmark.name}", _render(benchmark, Path(root)))
+        for benchmark in BENCHMARKS
+    ]
+
+
+def _render(benchmark: Benchmark, root: Path) -> str:
+    lines: list[list[str]] = []
+    then: list[Facts] = []
+    now: list[Facts] = []
+    for platform in PLATFORMS:
+        before = read_records(root / BEFORE / record_path(benchmark.name, platform).name)
+        after = read_records(record_path(benchmark.name, platform, root))
+        for subject in benchmark.subjects():
+            if subject not in before:
+                continue
+            then.append(before[subject])
+            named = [f"`{subject}`", platform.upper()]
+            if subject not in after:
+                lines.append([*named, "not run", *[""] * (len(HEAD) - 3)])
+                continue
+            now.append(after[subject])
+            for cells in _beside(before[subject], after[subject]):
+                lines.append([*named, *cells])
+                named = ["", ""]
+    text = table(HEAD, lines, range(4, len(HEAD)))
+    return f"{text}\nBefore: {sources(then)}\nNow: {sources(now)}" if then else text
+
+
+def _beside(before: Facts, after: Facts) -> Iterator[list[str]]:
+    """A line for every build and every peer that both records have measured."""
+    for key, build in before["builds"].items():
+        found = after["builds"].get(key, {"peers": {}})["peers"]
+        for name, old in build["peers"].items():
+            new = found.get(name, {})
+            if old["state"] != "measured" or new.get("state") != "measured":
+                continue
+            ours = [short(1 / median(entry["ours_rates"])) for entry in (old, new)]
+            theirs = [short(entry["seconds"]) for entry in (old, new)]
+            ratios = [f"{entry['ratio']:.2f}" for entry in (old, new)]
+            yield [key.replace("_", " "), name, *ours, *theirs, *ratios]
