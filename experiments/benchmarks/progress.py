@@ -27,9 +27,9 @@ HEAD = (
     "on",
     "",
     "beside",
-    "ours before, s",
+    "ours before, ms",
     "now",
-    "theirs before, s",
+    "theirs before, ms",
     "now",
     "ours / theirs before",
     "now",
@@ -82,7 +82,7 @@ def _beside(before: Facts, after: Facts) -> Iterator[list[str]]:
             new = found.get(name, {})
             if old["state"] != "measured" or new.get("state") != "measured":
                 continue
-            ours = [short(1 / median(entry["ours_rates"])) for entry in (old, new)]
-            theirs = [short(entry["seconds"]) for entry in (old, new)]
+            ours = [short(1000 / median(entry["ours_rates"])) for entry in (old, new)]
+            theirs = [short(1000 * entry["seconds"]) for entry in (old, new)]
             ratios = [f"{entry['ratio']:.2f}" for entry in (old, new)]
             yield [key.replace("_", " "), name, *ours, *theirs, *ratios]

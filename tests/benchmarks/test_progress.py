@@ -41,9 +41,9 @@ def rows(root):
 
 def test_ours_before_and_now_beside_the_same_peer(house):
     (head, _, first, second), text = rows(house), progress.tables(house)[0].text
-    assert "ours before, s" in head
+    assert "ours before, ms" in head
     # 1 s then and 0.5 s now, the peer 1.5 s both times; peers that failed have no line.
-    line = "| `unet64` | CPU | train step | torch | 1 | 0.5 | 1.5 | 1.5 | 1.50 | 3.00 |"
+    line = "| `unet64` | CPU | train step | torch | 1,000 | 500 | 1,500 | 1,500 | 1.50 | 3.00 |"
     assert line in (first, second)
     assert "Before: 2026-01-01, `fffffffff`" in text
     assert "Now: 2026-01-01, `012345678`" in text
