@@ -8,6 +8,7 @@ its activations anew; on CPU a convolution of large maps can take half its time 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 # Of glibc's malloc.h.
@@ -17,13 +18,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 def keep_freed_memory() -> bool:
     """Makes this process's malloc keep what is freed, for what is allocated next.
 
-    The peak of memory is what it was; between two peaks it no longer falls. A setting of the whole
-    process: for programs, not for libraries, to call.
+    For a program that does the same again and again, as training does: between two peaks its memory
+    no longer falls, and where each computation is another, holes between what stays can add up. A
+    setting of the whole process, for programs and not for libraries to call, before JAX starts its
+    threads. The environment variable SEGZOO_KEEP_MEMORY=0 forbids it.
 
     Returns:
         Whether malloc is glibc's and took the setting.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or os.environ.get("SEGZOO_KEEP_MEMORY") == "0":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segzoo.allocator import keep_freed_memory
 from segzoo.errors import SegzooError, check_choice
 
 AXIS = "batch"
@@ -33,8 +32,6 @@ def initialize(
 ) -> None:
     """Prepares devices and processes; call it before any other use of JAX.
 
-    The process keeps the memory that it frees, see `segzoo.allocator`.
-
     Multi-host runs are started by giving the three distributed arguments, or by the environment
     variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
@@ -47,7 +44,6 @@ def initialize(
     Raises:
         SegzooError: when the distributed arguments are incomplete or contradict each other.
     """
-    keep_freed_memory()
     if cpu_devices is not None:
         if cpu_devices < 1:
             raise SegzooError(f"cpu_devices is {cpu_devices}; expected at least 1.")

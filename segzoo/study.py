@@ -173,7 +173,9 @@ def _one_line_errors(parse: Callable[..., T], *arguments: Any, **options: Any) -
 
 def _initialize(options: Options) -> None:
     from segzoo import parallel
+    from segzoo.allocator import keep_freed_memory
 
+    keep_freed_memory()
     parallel.initialize(
         cpu_devices=options.cpu_devices,
         coordinator_address=options.coordinator_address,

@@ -8,6 +8,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's CPU client dead-locks on collectives unless its pool has two threads per device.
 os.environ.setdefault("NPROC", "16")
+# A test process does something else every time, which is what keeping memory is not for.
+os.environ["SEGZOO_KEEP_MEMORY"] = "0"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

@@ -1,5 +1,6 @@
 """Memory that a process keeps."""
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,7 @@ def faults(keep):
         text=True,
         check=True,
         timeout=120,
+        env={name: value for name, value in os.environ.items() if name != "SEGZOO_KEEP_MEMORY"},
     )
     return int(done.stdout)
 
@@ -44,12 +46,19 @@ def test_what_is_freed_is_not_taken_from_the_system_again():
     assert faults(keep=False) > 1000  # 64 MB are 15,625 pages
 
 
+def test_the_environment_forbids_it(monkeypatch):
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("was asked for"))
+    monkeypatch.setenv("SEGZOO_KEEP_MEMORY", "0")
+    assert allocator.keep_freed_memory() is False
+
+
 def test_elsewhere_nothing_is_set(monkeypatch):
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert allocator.keep_freed_memory() is False
 
 
 def test_another_c_library_has_no_such_setting(monkeypatch):
+    monkeypatch.delenv("SEGZOO_KEEP_MEMORY")
     monkeypatch.setattr(allocator.sys, "platform", "linux")
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
     assert allocator.keep_freed_memory() is False

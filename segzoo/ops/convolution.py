@@ -136,9 +136,9 @@ def transposed_convolution(x: Array, kernel: Array, strides: tuple[int, ...]) ->
 
 def _product(x: Array, matrix: Array) -> Array:
     """`[B, *S, C] @ [C, O]`, its gradient fast on CPU."""
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or x.ndim not in (4, 5):
         return x @ matrix
-    flat = x.reshape(*x.shape[:2], -1, x.shape[-1])
+    flat = x.reshape(-1, *x.shape[-3:])  # depth joins the batch
     none = ((0, 0), (0, 0))
     y = conv2d(flat, matrix[None, None], (1, 1), none, (1, 1), None)
     return y.reshape(*x.shape[:-1], -1)
