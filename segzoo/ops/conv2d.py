@@ -14,12 +14,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from segzoo.ops.windows import Numbers, Pairs, pad, seen_by_taps, sum_over_blocks
+
 Array = jax.Array
-Numbers = tuple[int, ...]  # one per spatial axis
-Pairs = tuple[tuple[int, int], ...]
 
 # From how many output pixels of an image on the products win, and how many are unfolded at a time.
 _LARGE = 150
@@ -64,20 +63,8 @@ def unfolded_conv2d(
     512 x 4096 weights): a convolution would lay the kernel out anew, forward and backward, which
     takes longer than the products.
     """
-    window = kernel.shape[:2]
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    reaches = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    lasts = [
-        (n - reach) // s * s + 1
-        for n, reach, s in zip(padded.shape[1:3], reaches, strides, strict=True)
-    ]
-    taps = []
-    for tap in np.ndindex(*window):
-        starts = [i * d for i, d in zip(tap, dilation, strict=True)]
-        ends = (a + last for a, last in zip(starts, lasts, strict=True))
-        limits = (x.shape[0], *ends, x.shape[-1])
-        taps.append(lax.slice(padded, (0, *starts, 0), limits, (1, *strides, 1)))
-    patches = jnp.concatenate(taps, axis=-1)
+    seen = seen_by_taps(pad(x, pads), kernel.shape[:2], strides, dilation)
+    patches = jnp.concatenate(seen, axis=-1)
     matrix = kernel.reshape(-1, kernel.shape[-1])
     return jnp.matmul(patches, matrix, precision=precision)  # type: ignore[arg-type]
 
@@ -91,6 +78,12 @@ def _convolve(
         return jnp.matmul(x, kernel[0, 0], precision=precision)  # type: ignore[arg-type]
     if _is_narrow(x, kernel, strides):
         return _side_by_side(x, kernel, pads, dilation, precision)
+    return _plain(x, kernel, strides, pads, dilation, precision)
+
+
+def _plain(
+    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
+) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -116,19 +109,11 @@ def _side_by_side(
     x: Array, kernel: Array, pads: Pairs, dilation: Numbers, precision: object
 ) -> Array:
     """Convolves a batch as one wide image, its images side by side with their borders between."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = pad(x, pads)
     batch, height, width, channels = x.shape
     beyond = [(k - 1) * d for k, d in zip(kernel.shape, dilation, strict=False)]
     row = x.transpose(1, 0, 2, 3).reshape(1, height, batch * width, channels)
-    y = lax.conv_general_dilated(
-        row,
-        kernel,
-        (1, 1),
-        ((0, 0), (0, beyond[1])),
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,  # type: ignore[arg-type]
-    )
+    y = _plain(row, kernel, (1, 1), ((0, 0), (0, beyond[1])), dilation, precision)
     y = y.reshape(height - beyond[0], batch, width, -1)[:, :, : width - beyond[1]]
     return y.transpose(1, 0, 2, 3)
 
@@ -183,12 +168,6 @@ def _input_gradient(
         return jnp.asarray(gradient)
     back = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
     around = _turned(kernel.shape, pads, dilation)
-    if any(n < 0 for pair in around for n in pair):
-        # More zeros were around than the kernel reaches: their gradients are dropped.
-        over = [(max(0, -before), max(0, -after)) for before, after in around]
-        spans = (slice(a, n - b) for n, (a, b) in zip(cotangent.shape[1:-1], over, strict=True))
-        cotangent = cotangent[(slice(None), *spans)]
-        around = tuple((max(0, before), max(0, after)) for before, after in around)
     return _convolve(cotangent, back, strides, around, dilation, precision)
 
 
@@ -225,55 +204,17 @@ def _products(
     dilation: Numbers,
 ) -> Array:
     """`[kh, kw, C, O]`: the sum over blocks of rows of `patches(x).T @ cotangent`, float32."""
-    (high, wide), c_in, (batch, height, width, c_out) = window, x.shape[-1], cotangent.shape
-    images, rows = _block(batch, height, width)
-    bands = -(-height // rows)
-    # Missing rows, images: a cotangent of zero adds nothing.
-    missing = (-batch % images, bands * rows - height)
-    cotangent = jnp.pad(cotangent, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
-    # What a band sees, from the first tap of its first row to the last of its last.
-    reach = (rows - 1) * strides[0] + (high - 1) * dilation[0] + 1
-    top, bottom = pads[0]
-    lowest = (bands - 1) * rows * strides[0] + reach
-    below = max(bottom, lowest - x.shape[1] - top)
-    around = [(0, missing[0], 0), (top, below, 0), (*pads[1], 0), (0, 0, 0)]
-    padded = lax.pad(x, jnp.zeros((), x.dtype), around)
+    c_in, c_out = x.shape[-1], cotangent.shape[-1]
+    columns = math.prod(window) * c_in
     total_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
-    def patches(seen: Array) -> Array:
-        """`[images, reach, W, C] -> [images * rows * width, kh * kw * C]`."""
-        taps = []
-        for i, j in np.ndindex(high, wide):
-            start = (0, i * dilation[0], j * dilation[1], 0)
-            last = ((rows - 1) * strides[0] + 1, (width - 1) * strides[1] + 1)
-            end = (images, start[1] + last[0], start[2] + last[1], c_in)
-            taps.append(lax.slice(seen, start, end, (1, *strides, 1)))
-        return jnp.concatenate(taps, axis=-1).reshape(-1, high * wide * c_in)
-
-    def add(total: Array, block: Array) -> tuple[Array, None]:
-        image, row = block // bands * images, block % bands * rows
-        seen = lax.dynamic_slice(
-            padded, (image, row * strides[0], 0, 0), (images, reach, *padded.shape[2:])
-        )
-        met = lax.dynamic_slice(cotangent, (image, row, 0, 0), (images, rows, width, c_out))
+    def product(seen: Array, met: Array) -> Array:
         left = met.reshape(-1, c_out).T
-        if c_out <= high * wide * c_in:  # laid out in memory it is multiplied faster
+        if c_out <= columns:  # laid out in memory it is multiplied faster
             left = lax.optimization_barrier(left)
-        return total + jnp.matmul(left, patches(seen), preferred_element_type=total_dtype), None
+        patches = jnp.concatenate(seen_by_taps(seen, window, strides, dilation), axis=-1)
+        return jnp.matmul(left, patches.reshape(-1, columns), preferred_element_type=total_dtype)
 
-    zeros = jnp.zeros((c_out, high * wide * c_in), total_dtype)
-    total, _ = lax.scan(add, zeros, jnp.arange(len(cotangent) // images * bands))
-    return total.T.reshape(high, wide, c_in, c_out)
-
-
-def _block(batch: int, height: int, width: int) -> tuple[int, int]:
-    """Of how many images, and how many of their rows, a block consists."""
-    if height * width > _BLOCK:
-        return 1, _divisor(height, max(1, _BLOCK // width))
-    return _divisor(batch, min(batch, _BLOCK // (height * width))), height
-
-
-def _divisor(number: int, wanted: int) -> int:
-    """The largest divisor of a number up to the wanted one, unless it were less than half of it."""
-    divisors = (part for part in range(wanted, wanted // 2, -1) if number % part == 0)
-    return next(divisors, wanted)
+    reach = (window[0] - 1) * dilation[0] + 1
+    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, _BLOCK)
+    return total.T.reshape(*window, c_in, c_out)

@@ -17,6 +17,8 @@ from jax import lax
 
 from segzoo.ops.conv2d import conv2d, unfolded_conv2d
 from segzoo.ops.depthwise import depthwise_conv
+from segzoo.ops.spatial import crop_to
+from segzoo.ops.windows import crop, depth_to_space, explicit_pads, places
 
 Array = jax.Array
 
@@ -57,14 +59,13 @@ def conv_general_dilated(
     strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1,) * rank)
     if depthwise:
         return depthwise_conv(lhs, rhs, strides, padding, dilation)
-    if isinstance(padding, str):
-        window = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:-2], dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
-    pads = tuple((before, after) for before, after in padding)
+    pads = explicit_pads(padding, lhs.shape[1:-1], rhs.shape[:-2], strides, dilation)
     if rank == 2:
-        sizes = zip(lhs.shape[1:-1], pads, rhs.shape, dilation, strides, strict=False)
-        places = [(n + a + b - (k - 1) * d - 1) // s + 1 for n, (a, b), k, d, s in sizes]
-        if lhs.shape[0] * math.prod(places) <= rhs.shape[-1]:
+        size = [
+            n + before + after for n, (before, after) in zip(lhs.shape[1:-1], pads, strict=True)
+        ]
+        pixels = lhs.shape[0] * math.prod(places(size, rhs.shape[:-2], strides, dilation))
+        if pixels <= rhs.shape[-1]:
             return unfolded_conv2d(lhs, rhs, strides, pads, dilation, precision)
         return conv2d(lhs, rhs, strides, pads, dilation, precision)
 
@@ -129,9 +130,8 @@ def transposed_convolution(x: Array, kernel: Array, strides: tuple[int, ...]) ->
         x = jnp.pad(x, [(0, 0), *((t - 1, t - 1) for t in taps), (0, 0)])
         # Tap t of block h is input pixel h - t.
         shifts = [[t - 1 - i for i, t in zip(tap, taps, strict=True)] for tap in np.ndindex(*taps)]
-        x = jnp.concatenate([_window(x, shift, blocks) for shift in shifts], axis=-1)
-    y = _depth_to_space(_product(x, kernel), strides)
-    return _window(y, [0] * rank, full)
+        x = jnp.concatenate([crop(x, shift, blocks) for shift in shifts], axis=-1)
+    return crop_to(depth_to_space(_product(x, kernel), strides), full)
 
 
 def _product(x: Array, matrix: Array) -> Array:
@@ -142,21 +142,6 @@ def _product(x: Array, matrix: Array) -> Array:
     none = ((0, 0), (0, 0))
     y = conv2d(flat, matrix[None, None], (1, 1), none, (1, 1), None)
     return y.reshape(*x.shape[:-1], -1)
-
-
-def _window(x: Array, starts: Sequence[int], sizes: Sequence[int]) -> Array:
-    spans = (slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
-    return x[(slice(None), *spans)]
-
-
-def _depth_to_space(x: Array, block: Sequence[int]) -> Array:
-    """`[B, *S, prod(block) * O] -> [B, *(S * block), O]`."""
-    batch, *sizes, _ = x.shape
-    rank = len(sizes)
-    x = x.reshape(batch, *sizes, *block, -1)
-    order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
-    x = x.transpose(0, *order, 2 * rank + 1)
-    return x.reshape(batch, *(n * b for n, b in zip(sizes, block, strict=True)), x.shape[-1])
 
 
 def bilinear_kernel(

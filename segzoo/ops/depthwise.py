@@ -7,17 +7,15 @@ the time, or less, forward and backward. Any number of spatial axes, channels la
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from segzoo.ops.windows import Numbers, Pairs, explicit_pads, pad, seen_by_taps, sum_over_blocks
+
 Array = jax.Array
-Numbers = tuple[int, ...]  # one per spatial axis
-Pairs = tuple[tuple[int, int], ...]
 
 # How many output pixels the gradient of the kernel takes at a time.
 _BLOCK = 512
@@ -44,10 +42,7 @@ def depthwise_conv(
     Returns:
         `[B, *S', C]` in the dtype of `x`.
     """
-    if isinstance(padding, str):
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
-        padding = lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
-    pads = tuple((before, after) for before, after in padding)
+    pads = explicit_pads(padding, x.shape[1:-1], kernel.shape[:-2], strides, dilation)
     return depthwise_convolution(x, kernel, tuple(strides), pads, tuple(dilation))
 
 
@@ -63,13 +58,9 @@ def depthwise_convolution(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers) -> Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    padded, counts, taps = _geometry(x, kernel, strides, pads, dilation)
-    last, step = [(n - 1) * s + 1 for n, s in zip(counts, strides, strict=True)], (1, *strides, 1)
-    terms = []
-    for weight, tap in zip(kernel.astype(wide).reshape(len(taps), -1), taps.tolist(), strict=True):
-        ends = (a + n for a, n in zip(tap, last, strict=True))
-        part = lax.slice(padded, (0, *tap, 0), (len(x), *ends, x.shape[-1]), step)
-        terms.append(part.astype(wide) * weight)
+    seen = seen_by_taps(pad(x, pads), kernel.shape[:-2], strides, dilation)
+    weights = kernel.astype(wide).reshape(len(seen), -1)
+    terms = (part.astype(wide) * weight for part, weight in zip(seen, weights, strict=True))
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
@@ -88,64 +79,30 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = arguments
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    padded, counts, taps = _geometry(x, kernel, strides, pads, dilation)
-    rank = len(counts)
-    last, step = [(n - 1) * s + 1 for n, s in zip(counts, strides, strict=True)], (1, *strides, 1)
+    window, rank = kernel.shape[:-2], x.ndim - 2
 
     # The cotangent, with zeros where strides left outputs out, meets the kernel in reverse.
     spread = [(0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0)]
     full = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
-    around = []
-    for size, n, reach, (before, _) in zip(
-        x.shape[1:-1], last, taps[-1].tolist(), pads, strict=True
-    ):
-        around.append((reach - before, size + before - n))
-    flipped, ones = jnp.flip(kernel, tuple(range(rank))), (1,) * rank
-    for_x = _convolve(full, flipped, ones, tuple(around), dilation)
-
-    # A few rows at a time, which stay in the cache; sums over pixels are products with ones, which
-    # is faster than a reduction over all axes but the last.
-    (batch, height, *sides), channels = cotangent.shape[:-1], x.shape[-1]
-    rows = max(1, min(height, _BLOCK // math.prod(sides)))
-    bands = -(-height // rows)
-    reach = int(taps[-1, 0]) + (rows - 1) * strides[0] + 1
-    lacking = max(0, (bands - 1) * rows * strides[0] + reach - padded.shape[1])
-    others = [(0, 0, 0)] * (rank - 1)
-    ahead = [(0, 0, 0), (0, lacking, 0), *others, (0, 0, 0)]
-    padded = lax.pad(padded, jnp.zeros((), x.dtype), ahead)
-    ahead = [(0, 0, 0), (0, bands * rows - height, 0), *others, (0, 0, 0)]
-    met_at = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), ahead)
-    last = [(rows - 1) * strides[0] + 1, *last[1:]]
-    one = jnp.ones((1, rows * math.prod(sides)), wide)
-
-    def add(total: Array, block: Array) -> tuple[Array, None]:
-        image, row = block // bands, block % bands * rows
-        rest = (0,) * rank
-        seen = lax.dynamic_slice(
-            padded, (image, row * strides[0], *rest), (1, reach, *padded.shape[2:])
+    reaches = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
+    around = tuple(
+        (reach - before, size + before - n)
+        for reach, (before, _), size, n in zip(
+            reaches, pads, x.shape[1:-1], full.shape[1:-1], strict=True
         )
-        met = lax.dynamic_slice(met_at, (image, row, *rest), (1, rows, *sides, channels))
-        products = []
-        for tap in taps.tolist():
-            ends = (a + n for a, n in zip(tap, last, strict=True))
-            part = lax.slice(seen, (0, *tap, 0), (1, *ends, channels), step)
-            products.append((part.astype(wide) * met).reshape(-1, channels))
-        return total + one @ jnp.concatenate(products, axis=-1), None
+    )
+    flipped, ones = jnp.flip(kernel, tuple(range(rank))), (1,) * rank
+    for_x = _convolve(full, flipped, ones, around, dilation)
 
-    zeros = jnp.zeros((1, len(taps) * channels), wide)
-    for_kernel, _ = lax.scan(add, zeros, jnp.arange(batch * bands))
-    return for_x.astype(x.dtype), for_kernel.reshape(kernel.shape).astype(kernel.dtype)
+    def product(seen: Array, met: Array) -> Array:
+        parts = seen_by_taps(seen, window, strides, dilation)
+        # As matrices, and their sums as a product with ones: both are faster than an array of
+        # four axes and its sum over all but the last.
+        products = [(part.astype(wide) * met).reshape(-1, met.shape[-1]) for part in parts]
+        return jnp.ones((1, len(products[0])), wide) @ jnp.concatenate(products, axis=-1)
+
+    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reaches[0] + 1, _BLOCK)
+    return for_x.astype(x.dtype), total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _convolve.defvjp(_forward, _backward)
-
-
-def _geometry(
-    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers
-) -> tuple[Array, list[int], np.ndarray]:
-    """The padded input, the size of the output, and where each tap meets the input first."""
-    around = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
-    padded = lax.pad(x, jnp.zeros((), x.dtype), around)
-    taps = np.array(list(np.ndindex(*kernel.shape[:-2]))) * np.array(dilation)
-    left = (n - a for n, a in zip(padded.shape[1:-1], taps[-1].tolist(), strict=True))
-    return padded, [(n - 1) // s + 1 for n, s in zip(left, strides, strict=True)], taps

@@ -18,10 +18,17 @@ import numpy as np
 from jax import lax
 
 from segzoo.ops.spatial import crop_to
+from segzoo.ops.windows import (
+    Numbers,
+    Pairs,
+    crop,
+    depth_to_space,
+    explicit_pads,
+    pad,
+    seen_by_taps,
+)
 
 Array = jax.Array
-Numbers = tuple[int, ...]  # one per spatial axis
-Pairs = tuple[tuple[int, int], ...]
 
 
 def max_pool(
@@ -54,9 +61,9 @@ def max_pool(
         return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
     if strides == window and padding in ("VALID", "SAME"):
         return _tile_maximum(into_tiles(x, window, keep_remainder=padding == "SAME"), window)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
-    return _overlapping(x, x.shape[1:-1], window, strides, tuple((a, b) for a, b in padding))
+    size, ones = x.shape[1:-1], (1,) * len(window)
+    around = explicit_pads(padding, size, window, strides, ones)
+    return _overlapping(x, size, window, strides, around)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -79,13 +86,13 @@ def _tile_maximum_jvp(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _overlapping(x: Array, size: Numbers, window: Numbers, strides: Numbers, pads: Pairs) -> Array:
     """Max-pools windows that overlap, leave gaps, or reach over the border."""
-    return functools.reduce(jnp.maximum, _of_windows(x, size, window, strides, pads))
+    return functools.reduce(jnp.maximum, _of_windows(x, window, strides, pads))
 
 
 def _overlapping_forward(
     x: Array, size: Numbers, window: Numbers, strides: Numbers, pads: Pairs
 ) -> tuple[Array, Array]:
-    candidates = _of_windows(x, size, window, strides, pads)
+    candidates = _of_windows(x, window, strides, pads)
     return functools.reduce(jnp.maximum, candidates), _first(candidates, window)
 
 
@@ -94,14 +101,12 @@ def _overlapping_backward(
 ) -> tuple[Array]:
     # Pixel s a + p, of phase p, is tap p + s m of window a - m: every phase is a sum of shifted
     # selects, and the phases side by side are the pixels.
-    rank = len(window)
     lengths = [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
     counts = [-(-n // s) for n, s in zip(lengths, strides, strict=True)]
     back = [(k - 1) // s for k, s in zip(window, strides, strict=True)]
     ahead = [max(0, n - have) for n, have in zip(counts, cotangent.shape[1:-1], strict=True)]
-    around = [(0, 0, 0), *((b, a, 0) for b, a in zip(back, ahead, strict=True)), (0, 0, 0)]
-    cotangent = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), around)
-    place = lax.pad(place, jnp.zeros((), place.dtype), around)
+    around = list(zip(back, ahead, strict=True))
+    cotangent, place = pad(cotangent, around), pad(place, around)
     numbers = np.arange(math.prod(window)).reshape(window)
 
     def phase(offsets: Numbers) -> Array:
@@ -110,42 +115,22 @@ def _overlapping_backward(
         for moves in np.ndindex(*(len(reach) for reach in reaches)):
             tap = tuple(p + s * m for p, s, m in zip(offsets, strides, moves, strict=True))
             starts = [b - m for b, m in zip(back, moves, strict=True)]
-            spans = (slice(a, a + n) for a, n in zip(starts, counts, strict=True))
-            at = (slice(None), *spans)
-            chosen = place[at] == np.asarray(numbers[tap], place.dtype)
-            total = total + jnp.where(chosen, cotangent[at], jnp.zeros((), cotangent.dtype))
+            chosen = crop(place, starts, counts) == np.asarray(numbers[tap], place.dtype)
+            passed = crop(cotangent, starts, counts)
+            total = total + jnp.where(chosen, passed, jnp.zeros_like(passed))
         return total
 
     phases = jnp.stack([phase(offsets) for offsets in np.ndindex(*strides)], axis=-2)
-    phases = phases.reshape(*phases.shape[:-2], *strides, phases.shape[-1])
-    order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
-    whole = phases.transpose(0, *order, 2 * rank + 1)
-    whole = whole.reshape(
-        len(place), *(n * s for n, s in zip(counts, strides, strict=True)), place.shape[-1]
-    )
-    spans = (slice(before, before + n) for n, (before, _) in zip(size, pads, strict=True))
-    return (whole[(slice(None), *spans)],)
+    whole = depth_to_space(phases.reshape(*phases.shape[:-2], -1), strides)
+    return (crop(whole, [before for before, _ in pads], size),)
 
 
 _overlapping.defvjp(_overlapping_forward, _overlapping_backward)
 
 
-def _of_windows(
-    x: Array, size: Numbers, window: Numbers, strides: Numbers, pads: Pairs
-) -> list[Array]:
+def _of_windows(x: Array, window: Numbers, strides: Numbers, pads: Pairs) -> list[Array]:
     """The pixels of all windows, tap by tap: `prod(window)` arrays `[B, *S', C]`."""
-    around = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
-    padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), around)
-    lasts = [
-        (n + before + after - k) // s * s + 1
-        for n, (before, after), k, s in zip(size, pads, window, strides, strict=True)
-    ]
-    found = []
-    for tap in np.ndindex(*window):
-        ends = (a + last for a, last in zip(tap, lasts, strict=True))
-        limits = (x.shape[0], *ends, x.shape[-1])
-        found.append(lax.slice(padded, (0, *tap, 0), limits, (1, *strides, 1)))
-    return found
+    return seen_by_taps(pad(x, pads, -math.inf), window, strides, (1,) * len(window))
 
 
 def _of_tiles(tiles: Array, window: Numbers) -> list[Array]:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from segzoo.ops.windows import crop
+
 Array = jax.Array
 
 
@@ -61,13 +63,13 @@ def pad_to_grid(x: Array, stride: int) -> Array:
 
 def crop_to(x: Array, size: Sequence[int]) -> Array:
     """Keeps the first `size` of each spatial axis: the inverse of the pads at their ends."""
-    return x[(slice(None), *(slice(n) for n in size))]
+    return crop(x, (0,) * len(size), size)
 
 
 def center_crop(x: Array, size: Sequence[int]) -> Array:
     """Keeps the central `size` of each spatial axis, the extra pixel of odd margins at the end."""
     starts = [(n - m) // 2 for n, m in zip(x.shape[1:-1], size, strict=True)]
-    return x[(slice(None), *(slice(a, a + m) for a, m in zip(starts, size, strict=True)))]
+    return crop(x, starts, size)
 
 
 def resize(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:

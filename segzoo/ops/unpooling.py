@@ -16,6 +16,7 @@ from jax import lax
 
 from segzoo.errors import SegzooError
 from segzoo.ops.pooling import first_maximum, into_tiles, tile_places
+from segzoo.ops.windows import crop
 
 Array = jax.Array
 
@@ -70,4 +71,4 @@ def max_unpool(
     whole = [n * w for n, w in zip(pooled, window, strict=True)]
     tiles = tiles.reshape(x.shape[0], *whole, x.shape[-1])
     before = [(n - m) // 2 for n, m in zip(whole, size, strict=True)]
-    return tiles[(slice(None), *(slice(a, a + n) for a, n in zip(before, size, strict=True)))]
+    return crop(tiles, before, size)
