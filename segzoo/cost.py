@@ -14,6 +14,7 @@ from jax.extend import core
 
 from segzoo.errors import SegzooError
 from segzoo.ops.convolution import transposed_convolution
+from segzoo.ops.convolve2d import convolve2d
 from segzoo.ops.depthwise import depthwise_convolution
 from segzoo.reach import called
 from segzoo.tiles import input_window
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # What calls of these are named.
 _TRANSPOSED = inspect.unwrap(transposed_convolution).__name__
-_DEPTHWISE = inspect.unwrap(depthwise_convolution).__name__
+_DIRECT = {inspect.unwrap(call).__name__ for call in (convolve2d, depthwise_convolution)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +149,8 @@ def _multiply_adds(jaxpr: core.Jaxpr, varying: Sequence[bool], needed: Sequence[
         if eqn.params.get("name") == _TRANSPOSED:
             x, kernel = (_shape(atom) for atom in eqn.invars)
             total += math.prod(x[:-1]) * math.prod(kernel)
-        elif eqn.params.get("name") == _DEPTHWISE:
-            total += math.prod(_shape(eqn.outvars[0])) * math.prod(_shape(eqn.invars[1])[:-2])
+        elif eqn.params.get("name") in _DIRECT:
+            total += math.prod(_shape(eqn.outvars[0])) * math.prod(_shape(eqn.invars[1])[:-1])
         elif inner is not None:
             total += _multiply_adds(inner.jaxpr, flags(eqn), results)
         elif all(flags(eqn)):

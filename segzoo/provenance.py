@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 import segzoo
+from segzoo.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -33,7 +33,7 @@ def device() -> str:
     """Returns the devices in words, e.g. "1 x NVIDIA H100" or "1 x CPU (2 cores)"."""
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        return f"{jax.device_count()} x CPU ({_cores()} cores)"
+        return f"{jax.device_count()} x CPU ({usable_cores()} cores)"
     return f"{jax.device_count()} x {kind}"
 
 
@@ -53,8 +53,3 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _cores() -> int:
-    # Containers often may use fewer cores than the machine has; only Linux can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

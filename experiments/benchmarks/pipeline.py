@@ -9,7 +9,6 @@ with the images per second that a training step consumes; the pipeline should gi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 
@@ -19,6 +18,7 @@ from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.tables import short, sizes
 from experiments.benchmarks.worker import Unavailable
 from segzoo import data
+from segzoo.cores import usable_cores
 from segzoo.data.pipeline import train_batches
 from segzoo.data.spec import Source
 from segzoo.data.transforms import Fit
@@ -81,7 +81,7 @@ def measure(name: str, run: Run) -> Facts:
         "images": len(source),
         "size": list(source[0]["image"].shape[:-1]),
         "batch": batch,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "decode_rate": alone,
         "rates": rates,
     }

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
+from segzoo.cores import usable_cores
 from segzoo.data import decode
 from segzoo.data.builders import Builder, Record, Records, instance_record, register_builder
 from segzoo.data.coco_json import Picture, read_annotations
@@ -117,6 +118,6 @@ def _read_ahead(images: Path, pictures: Iterable[Picture]) -> Iterator[Record]:
         return instance_record(picture.name, image, picture.classes, picture.crowd, picture.masks)
 
     rest = iter(pictures)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         while chunk := list(itertools.islice(rest, 64)):
             yield from pool.map(read, chunk)

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from segzoo.cores import usable_cores
 from segzoo.data import decode
 from segzoo.data.originals import Pair, check_ids, read_bytes
 from segzoo.data.spec import VOID, Color
@@ -221,7 +222,7 @@ def read_all(
     )
     first: dict[int, Path] = {}
     kinds: Counter[int] = Counter()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         reads = pool.map(lambda pair: read(pair[1]), everything)
         for (split, entry), found in zip(everything, reads, strict=True):
             faults += [fault.replace(f"{root}{os.sep}", "") for fault in found.faults]

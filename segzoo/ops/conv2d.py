@@ -16,19 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segzoo.ops.windows import Numbers, Pairs, pad, seen_by_taps, sum_over_blocks
+from segzoo.ops.convolve2d import convolve2d
+from segzoo.ops.windows import Numbers, Pairs, seen_by_taps, sum_over_blocks
 
 Array = jax.Array
 
 # From how many output pixels of an image on the products win, and how many are unfolded at a time.
 _LARGE = 150
 _BLOCK = 1024
-
-# Of images narrower than this, with fewer channels and not too few products for a pixel, a batch is
-# convolved as one wide image.
-_WIDE = 112
-_MANY_CHANNELS = 128
-_PRODUCTS = 3072
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -51,77 +46,13 @@ def conv2d(
     Returns:
         `[B, H', W', O]`.
     """
-    return _convolve(x, kernel, strides, pads, dilation, precision)
-
-
-def unfolded_conv2d(
-    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
-) -> Array:
-    """`conv2d` as the product of all patches with the kernel.
-
-    For few pixels and large kernels (VGG's first fully connected layer as a convolution has 7 x 7 x
-    512 x 4096 weights): a convolution would lay the kernel out anew, forward and backward, which
-    takes longer than the products.
-    """
-    seen = seen_by_taps(pad(x, pads), kernel.shape[:2], strides, dilation)
-    patches = jnp.concatenate(seen, axis=-1)
-    matrix = kernel.reshape(-1, kernel.shape[-1])
-    return jnp.matmul(patches, matrix, precision=precision)  # type: ignore[arg-type]
-
-
-def _convolve(
-    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
-) -> Array:
-    if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
-        # Of one pixel: a product of matrices, for which XLA takes it on other devices only.
-        x = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
-        return jnp.matmul(x, kernel[0, 0], precision=precision)  # type: ignore[arg-type]
-    if _is_narrow(x, kernel, strides):
-        return _side_by_side(x, kernel, pads, dilation, precision)
-    return _plain(x, kernel, strides, pads, dilation, precision)
-
-
-def _plain(
-    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
-) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        pads,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,  # type: ignore[arg-type]
-    )
-
-
-def _is_narrow(x: Array, kernel: Array, strides: Numbers) -> bool:
-    """Whether XLA, which hands out tiles of columns and channels, would keep one core busy alone.
-
-    As measured; with fewer products for a pixel, wider images do not help either.
-    """
-    *_, c_in, c_out = kernel.shape
-    few = c_out < _MANY_CHANNELS and c_in * c_out >= _PRODUCTS
-    return max(strides) == 1 and len(x) > 1 and x.shape[2] < _WIDE and few
-
-
-def _side_by_side(
-    x: Array, kernel: Array, pads: Pairs, dilation: Numbers, precision: object
-) -> Array:
-    """Convolves a batch as one wide image, its images side by side with their borders between."""
-    x = pad(x, pads)
-    batch, height, width, channels = x.shape
-    beyond = [(k - 1) * d for k, d in zip(kernel.shape, dilation, strict=False)]
-    row = x.transpose(1, 0, 2, 3).reshape(1, height, batch * width, channels)
-    y = _plain(row, kernel, (1, 1), ((0, 0), (0, beyond[1])), dilation, precision)
-    y = y.reshape(height - beyond[0], batch, width, -1)[:, :, : width - beyond[1]]
-    return y.transpose(1, 0, 2, 3)
+    return convolve2d(x, kernel, strides, pads, dilation, precision)
 
 
 def _forward(
     x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, strides, pads, dilation, precision), (x, kernel)
+    return convolve2d(x, kernel, strides, pads, dilation, precision), (x, kernel)
 
 
 def _backward(
@@ -135,7 +66,7 @@ def _backward(
     x, kernel = arguments
 
     def by_kernel(kernel: Array) -> Array:
-        return _convolve(x, kernel, strides, pads, dilation, precision)
+        return convolve2d(x, kernel, strides, pads, dilation, precision)
 
     for_x = _input_gradient(x, cotangent, kernel, strides, pads, dilation, precision)
     if math.prod(cotangent.shape[1:-1]) < _LARGE:
@@ -162,13 +93,13 @@ def _input_gradient(
     if max(strides) > 1:
 
         def by_input(x: Array) -> Array:
-            return _convolve(x, kernel, strides, pads, dilation, precision)
+            return convolve2d(x, kernel, strides, pads, dilation, precision)
 
         (gradient,) = jax.linear_transpose(by_input, x)(cotangent)
         return jnp.asarray(gradient)
     back = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
     around = _turned(kernel.shape, pads, dilation)
-    return _convolve(cotangent, back, strides, around, dilation, precision)
+    return convolve2d(cotangent, back, strides, around, dilation, precision)
 
 
 def _turned(shape: Sequence[int], pads: Pairs, dilation: Numbers) -> Pairs:

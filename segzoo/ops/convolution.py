@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from segzoo.ops.conv2d import conv2d, unfolded_conv2d
+from segzoo.ops.conv2d import conv2d
+from segzoo.ops.convolve2d import unfolded_conv2d
 from segzoo.ops.depthwise import depthwise_conv
 from segzoo.ops.spatial import crop_to
 from segzoo.ops.windows import crop, depth_to_space, explicit_pads, places

@@ -7,8 +7,21 @@ import pytest
 from jax import lax
 
 from segzoo.ops import conv2d as module
+from segzoo.ops import convolve2d as forms
 from segzoo.ops.conv2d import conv2d
 from segzoo.ops.convolution import conv_general_dilated
+
+
+@pytest.fixture
+def on_cores(monkeypatch):
+    """Says how many cores there are; what was traced for others is forgotten."""
+
+    def say(number):
+        monkeypatch.setattr(forms, "usable_cores", lambda: number)
+        forms.convolve2d.clear_cache()
+
+    yield say
+    forms.convolve2d.clear_cache()
 
 
 def random(*shape, seed=0):
@@ -24,6 +37,13 @@ def both(strides, pads, dilation):
         return conv2d(x, kernel, strides, pads, dilation, None)
 
     return fast, plain
+
+
+def convolutions(function, *arguments):
+    """The shapes of the results of all convolutions in a program."""
+    lines = jax.jit(function).lower(*arguments).as_text().splitlines()
+    found = [line.rsplit("-> tensor<", 1)[1] for line in lines if "stablehlo.convolution" in line]
+    return [tuple(int(n) for n in shape.split("xf32")[0].split("x")) for shape in found]
 
 
 SAME = ((1, 1), (1, 1))
@@ -84,17 +104,45 @@ def test_few_pixels_and_many_channels(
 @pytest.mark.parametrize(
     ("image", "kernel", "pads", "dilation"),
     [
-        ((3, 13, 9, 64), (3, 3, 64, 48), SAME, (1, 1)),
-        ((2, 14, 9, 48), (3, 2, 48, 64), ((0, 1), (2, 0)), (1, 2)),
-        ((2, 17, 11, 64), (2, 3, 64, 64), NONE, (2, 3)),
-        ((2, 9, 9, 64), (1, 2, 64, 64), ((1, 2), (3, 0)), (1, 1)),  # pads beyond the kernel
+        ((3, 30, 9, 64), (3, 3, 64, 48), SAME, (1, 1)),
+        ((2, 31, 9, 48), (3, 2, 48, 64), ((0, 1), (2, 0)), (1, 2)),
+        ((2, 47, 11, 64), (2, 3, 64, 64), NONE, (2, 3)),
+        ((2, 29, 9, 64), (1, 2, 64, 64), ((1, 2), (3, 0)), (1, 1)),  # larger than the image anyway
     ],
 )
-def test_narrow_images_side_by_side(assert_same_function, image, kernel, pads, dilation):
+def test_rows_that_leave_cores_idle(assert_same_function, on_cores, image, kernel, pads, dilation):
+    on_cores(4)
     x, k = random(*image), random(*kernel, seed=1)
-    assert module._is_narrow(x, k, (1, 1))
     fast, plain = both((1, 1), pads, dilation)
-    assert_same_function(fast, plain, x, k)
+    (result,) = convolutions(fast, x, k)
+    assert result[1] > image[1] >= plain(x, k).shape[1] or plain(x, k).shape[1] > image[1]
+    assert_same_function(fast, plain, x, k, atol=1e-4)  # up to 576 products
+
+
+@pytest.mark.parametrize(
+    ("cores", "image", "kernel", "more"),
+    [
+        (1, (1, 40, 40, 32), (3, 3, 32, 32), 0),  # one tile of a row, one core
+        (2, (1, 40, 40, 32), (3, 3, 32, 32), 1),
+        (2, (1, 40, 128, 64), (3, 3, 64, 64), 0),  # two tiles of 64 columns
+        (16, (1, 40, 128, 64), (3, 3, 64, 64), 1),
+        (2, (1, 40, 128, 32), (3, 3, 32, 32), 1),  # too little work for two tiles
+        (2, (1, 1, 40, 32), (3, 3, 32, 32), 0),  # a second row would cost what it brings
+        (2, (1, 40, 40, 16), (3, 3, 16, 16), 0),
+    ],
+)
+def test_rows_are_added_where_that_pays(on_cores, cores, image, kernel, more):
+    on_cores(cores)
+    fast, plain = both((1, 1), SAME, (1, 1))
+    x, k = random(*image), random(*kernel, seed=1)
+    assert convolutions(fast, x, k) == [(1, image[1] + more, *image[2:3], kernel[-1])]
+    np.testing.assert_allclose(fast(x, k), plain(x, k), rtol=1e-5, atol=1e-4)
+
+
+def test_no_pixels_stay_none():
+    fast, plain = both((1, 1), NONE, (1, 1))
+    x, k = random(1, 8, 2, 20), random(3, 3, 20, 20, seed=1)
+    assert fast(x, k).shape == plain(x, k).shape == (1, 6, 0, 20)
 
 
 def test_small_images_take_the_plain_way(assert_same_function):
