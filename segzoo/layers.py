@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.errors import check_choice
+from segzoo.ops.batch_norm import batch_norm
 from segzoo.ops.convolution import bilinear_kernel, conv_general_dilated, conv_transpose
 from segzoo.ops.pooling import max_pool
 from segzoo.ops.spatial import center_crop, crop_to, pad_to_multiple, resize
@@ -130,18 +131,31 @@ class Norm(nn.Module):
             # Of every channel of every image by itself, by the scale and offset of batch norm.
             norm = nn.InstanceNorm(epsilon=self.epsilon, dtype=self.dtype)
         elif self.kind == "batch":
-            norm = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-            )
+            return self._batch(x, train)
         else:
             check_choice("norm", self.kind, NORMS)
             norm = nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=self.epsilon, dtype=self.dtype)
         nn.share_scope(self, norm)  # one level in the tree of parameters, not two
         return norm(x)
+
+    def _batch(self, x: Array, train: bool) -> Array:
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        if not train:
+            factor = lax.rsqrt(var.value + self.epsilon) * scale
+            return ((x - mean.value) * factor + bias).astype(self.dtype)
+        # While variables are made there is no mapped axis.
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, of_batch, spread = batch_norm(
+            x, scale, bias, epsilon=self.epsilon, axis_name=axis_name, dtype=self.dtype
+        )
+        if not self.is_initializing():
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * of_batch
+            var.value = self.momentum * var.value + (1 - self.momentum) * spread
+        return y
 
     def _frozen(self, x: Array) -> Array:
         def constant(name: str, init: Callable[..., Array]) -> Array:

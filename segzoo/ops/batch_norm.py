@@ -1,0 +1,98 @@
+"""Batch normalisation in training, with a gradient of two passes over the maps.
+
+Left to automatic differentiation, mean and variance each pass back a sum of their own over all
+pixels, beside those of scale and offset. In closed form two sums serve all four.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+
+def batch_norm(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    *,
+    epsilon: float,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array, Array]:
+    """Normalises every channel by the mean and variance of a batch.
+
+    Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1; all sums are in float32 at least.
+    Reverse-mode differentiation, or forward over it.
+
+    Args:
+        x: `[B, *S, C]`.
+        scale: `[C]`, gamma.
+        bias: `[C]`, beta.
+        epsilon: added to the variance.
+        axis_name: the mapped axis over whose devices the statistics are averaged.
+        dtype: of the result.
+
+    Returns:
+        `[B, *S, C]`, and the mean and the (biased) variance, `[C]` each. To gradients these two are
+        constants.
+    """
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, jnp.dtype(dtype))
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _batch_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, dtype: Any
+) -> tuple[Array, Array, Array]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean, square = _averaged(wide.mean(axes), jnp.square(wide).mean(axes), axis_name)
+    # By rounding the difference could be negative.
+    var = jnp.maximum(0, square - jnp.square(mean))
+    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return y.astype(dtype), mean, var
+
+
+def _forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, dtype: Any
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, dtype)
+    return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _backward(
+    epsilon: float,
+    axis_name: str | None,
+    dtype: Any,
+    residuals: tuple[Array, ...],
+    cotangents: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    x, scale, bias, mean, var = residuals
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    cotangent, factor = cotangents[0].astype(wide), lax.rsqrt(var + epsilon)
+    # Nothing shared by the sums and what follows them but a difference: more would be computed
+    # once, and kept in an array of its own.
+    centred = x.astype(wide) - mean
+    axes = tuple(range(x.ndim - 1))
+    for_bias, for_scale = cotangent.sum(axes), (cotangent * centred).sum(axes) * factor
+    pixels = x.size // x.shape[-1]
+    offset, slope = _averaged(for_bias / pixels, for_scale / pixels, axis_name)
+    for_x = (cotangent - offset - centred * (factor * slope)) * (factor * scale)
+    return for_x.astype(x.dtype), for_scale.astype(scale.dtype), for_bias.astype(bias.dtype)
+
+
+_batch_norm.defvjp(_forward, _backward)
+
+
+def _averaged(a: Array, b: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Averages both over the devices of a mapped axis, together: one collective."""
+    if axis_name is None:
+        return a, b
+    a, b = lax.pmean(jnp.stack((a, b)), axis_name)
+    return a, b
