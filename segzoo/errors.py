@@ -45,3 +45,9 @@ def check_positive_int(what: str, value: object, minimum: int = 1) -> None:
     """Raises `SegzooError` unless `value` is an integer of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise SegzooError(f"{what} is {value!r}; expected an integer of at least {minimum}.")
+
+
+def check_bool(what: str, value: object) -> None:
+    """Raises `SegzooError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise SegzooError(f"{what} is {value!r}; expected True or False.")

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from segzoo.checks import check_common, check_image
-from segzoo.errors import SegzooError, check_positive_int
+from segzoo.errors import check_bool, check_positive_int
 from segzoo.layers import (
     Conv,
     ConvNormAct,
@@ -255,8 +255,7 @@ def attention_unet(
     """
     check_common(num_classes=num_classes, dtype=dtype, spatial_dims=spatial_dims, norm=norm)
     check_positive_int("gates", gates)
-    if not isinstance(deep_supervision, bool):
-        raise SegzooError(f"deep_supervision is {deep_supervision!r}; expected True or False.")
+    check_bool("deep_supervision", deep_supervision)
     encoder = None
     if backbone is not None:
         refuse_with_encoder(backbone, depth=depth, spatial_dims=3 if spatial_dims == 3 else None)

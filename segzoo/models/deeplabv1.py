@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from segzoo.backbones.vgg import VGG
 from segzoo.checks import check_common, check_image, check_rate
-from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.errors import check_bool, check_choice, check_positive_int
 from segzoo.layers import Conv, ConvNormAct, Dropout, NormKind, Score
 from segzoo.ops.spatial import crop_to, pad_to_grid, resize
 from segzoo.registry import register, with_fixed
@@ -215,8 +215,7 @@ def deeplabv1(
     check_positive_int("width", width)
     check_rate("dropout", dropout)
     check_choice("field_of_view", field_of_view, get_args(FieldName))
-    if not isinstance(multi_scale, bool):
-        raise SegzooError(f"multi_scale is {multi_scale!r}; expected True or False.")
+    check_bool("multi_scale", multi_scale)
     field = FIELDS_OF_VIEW[field_of_view]
     backbone = dense_vgg16(width, norm, dtype, axis_name)
     return DeepLabV1(num_classes, dtype, axis_name, backbone, field, multi_scale, dropout)

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from segzoo.checks import check_common, check_image, check_rate
-from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.errors import check_bool, check_choice, check_positive_int
 from segzoo.layers import (
     TEST_STATISTICS,
     Conv,
@@ -299,8 +299,7 @@ def _fc_densenet(
     check_positive_int("width", width)
     check_rate("dropout", dropout)
     check_choice("test_statistics", test_statistics, TEST_STATISTICS)
-    if not isinstance(remat, bool):
-        raise SegzooError(f"remat is {remat!r}; expected True or False.")
+    check_bool("remat", remat)
 
     def in_proportion(channels: int) -> int:
         return max(1, round(channels * width / WIDTH))

@@ -44,6 +44,7 @@ from segzoo.layers import (
     resize,
 )
 from segzoo.models.encoders import build_encoder, encode
+from segzoo.ops.windows import crop
 from segzoo.registry import register, with_fixed
 
 Array = jax.Array
@@ -106,7 +107,7 @@ class Upsampling(nn.Module):
 
 
 def _window(x: Array, offset: int, size: tuple[int, ...]) -> Array:
-    return x[:, offset : offset + size[0], offset : offset + size[1]]
+    return crop(x, (offset, offset), size)
 
 
 class FCN(nn.Module):

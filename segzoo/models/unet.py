@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from segzoo.checks import check_common, check_image, check_rate
-from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.errors import SegzooError, check_bool, check_choice, check_positive_int
 from segzoo.layers import (
     Dropout,
     NormKind,
@@ -208,8 +208,7 @@ def unet(
     check_choice("padding", padding, ("SAME", "VALID"))
     check_choice("upsample", upsample, UPSAMPLE)
     check_rate("dropout", dropout)
-    if not isinstance(remat, bool):
-        raise SegzooError(f"remat is {remat!r}; expected True or False.")
+    check_bool("remat", remat)
     if backbone is not None:
         refuse_with_encoder(
             backbone,
