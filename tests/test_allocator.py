@@ -53,6 +53,8 @@ def test_the_environment_forbids_it(monkeypatch):
 
 
 def test_elsewhere_nothing_is_set(monkeypatch):
+    monkeypatch.delenv("SEGZOO_KEEP_MEMORY")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("was asked for"))
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert allocator.keep_freed_memory() is False
 
