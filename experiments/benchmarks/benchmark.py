@@ -15,7 +15,7 @@ from experiments.benchmarks.workloads import DTYPES, PLATFORMS
 from segzoo.errors import SegzooError
 
 Lines = list[list[str]]
-NOT_RUN = {"state": "not run"}
+_NOT_RUN = {"state": "not run"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,5 +95,10 @@ class Run:
         wanted = list(peers)
         found = contest.contest(builds, self.peers(wanted), self.start, self.pace, self.say)
         for facts in found.values():
-            facts["peers"] = {name: facts["peers"].get(name, NOT_RUN) for name in wanted}
+            facts["peers"] = every(wanted, facts["peers"])
         return found
+
+
+def every(wanted: Iterable[str], entries: Facts) -> Facts:
+    """Returns an entry for each wanted peer: "not run" where there is none."""
+    return {name: entries.get(name, _NOT_RUN) for name in wanted}

@@ -147,6 +147,11 @@ def told(entry: Facts) -> str:
     return f"{entry['state']} ({entry['why']})"
 
 
+def seconds(entry: Facts) -> tuple[float, float]:
+    """What a call took, ours beside that peer and the peer's own."""
+    return 1 / median(entry["ours_rates"]), entry["seconds"]
+
+
 def spread(entry: Facts) -> str:
     """Returns the lowest and highest ratio of the pairs."""
     return f"{entry['lowest']:.2f}..{entry['highest']:.2f}"

@@ -135,13 +135,13 @@ class Contestant(abc.ABC):
         facts = self.train_step(workload)
         self.block(1)
         first = self.device_peak()
-        if first is not None:
-            seconds = self.block(2) / 2
-            return {**facts, "first": first, "peak": self.device_peak(), "seconds": seconds}
-        first = _peak() - before
-        _forget_peak()
+        own_memory = first is not None
+        if not own_memory:
+            first = _peak() - before
+            _forget_peak()
         seconds = self.block(2) / 2
-        return {**facts, "first": first, "peak": _peak() - before, "seconds": seconds}
+        peak = self.device_peak() if own_memory else _peak() - before
+        return {**facts, "first": first, "peak": peak, "seconds": seconds}
 
 
 def _status(field: str) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from experiments.benchmarks import command
-from experiments.benchmarks.benchmark import NOT_RUN, Benchmark, Lines, Run
+from experiments.benchmarks.benchmark import Benchmark, Lines, Run, every
 from experiments.benchmarks.contest import check_same
 from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.tables import because, short, sizes
@@ -35,8 +35,7 @@ def measure(name: str, run: Run) -> Facts:
         again = {**told, "model_args": {**told["model_args"], "remat": True}}
         peers["ours, remat"] = _other(run, "ours", again, ours)
     wanted = [name for name in chosen.peers if not name.endswith("channels-last")]
-    asked = run.peers(wanted)
-    peers |= {peer: _other(run, peer, told, ours) if peer in asked else NOT_RUN for peer in wanted}
+    peers |= every(wanted, {peer: _other(run, peer, told, ours) for peer in run.peers(wanted)})
     return {"workload": told, **ours, "peers": peers}
 
 

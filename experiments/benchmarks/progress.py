@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 from experiments.benchmarks import primitives, train_step
 from experiments.benchmarks.benchmark import Benchmark
+from experiments.benchmarks.contest import seconds
 from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.records import RECORDS, read_records, record_path
 from experiments.benchmarks.tables import short, sources
@@ -71,7 +71,9 @@ def _render(benchmark: Benchmark, root: Path) -> str:
                 lines.append([*named, *cells])
                 named = ["", ""]
     text = table(HEAD, lines, range(4, len(HEAD)))
-    return f"{text}\nBefore: {sources(then)}\nNow: {sources(now)}" if then else text
+    for when, records in (("Before", then), ("Now", now)):
+        text += "".join(f"\n{when}: {source}\n" for source in sources(records))
+    return text
 
 
 def _beside(before: Facts, after: Facts) -> Iterator[list[str]]:
@@ -82,7 +84,7 @@ def _beside(before: Facts, after: Facts) -> Iterator[list[str]]:
             new = found.get(name, {})
             if old["state"] != "measured" or new.get("state") != "measured":
                 continue
-            ours = [short(1000 / median(entry["ours_rates"])) for entry in (old, new)]
-            theirs = [short(1000 * entry["seconds"]) for entry in (old, new)]
-            ratios = [f"{entry['ratio']:.2f}" for entry in (old, new)]
-            yield [key.replace("_", " "), name, *ours, *theirs, *ratios]
+            ours, theirs = zip(seconds(old), seconds(new), strict=True)
+            times = (short(1000 * each) for each in (*ours, *theirs))
+            ratios = (f"{entry['ratio']:.2f}" for entry in (old, new))
+            yield [key.replace("_", " "), name, *times, *ratios]

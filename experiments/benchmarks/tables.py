@@ -30,12 +30,12 @@ def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
                 lines.append([*named, *line])
                 named = ["", ""]
         shown += found.values()
-    text = "".join(f"\n{source}" for source in sources(shown).splitlines(keepends=True))
+    text = "".join(f"\n{source}\n" for source in sources(shown))
     return table(benchmark.head, lines, benchmark.numbers) + text
 
 
-def sources(records: Iterable[Facts]) -> str:
-    """A line for every date, commit and device: versions, the best products of matrices."""
+def sources(records: Iterable[Facts]) -> list[str]:
+    """Returns a line for every date, commit and device: versions, the best products of matrices."""
     versions: dict[str, dict[str, str]] = {}
     ceilings: dict[str, dict[str, float]] = {}
     for record in records:
@@ -46,14 +46,14 @@ def sources(records: Iterable[Facts]) -> str:
             mine |= entry.get("versions", {})
         for name, rate in record.get("ceiling", {}).items():
             best[name] = max(rate, best.get(name, 0.0))
-    text = ""
+    lines = []
     for place, mine in versions.items():
-        text += f"{place}: {', '.join(f'{name} {version}' for name, version in mine.items())}"
+        line = f"{place}: {', '.join(f'{name} {version}' for name, version in mine.items())}"
         reached = (f"{name} {short(rate / 1e9)}" for name, rate in ceilings[place].items())
         if ceilings[place]:
-            text += f"; products of matrices, GFLOP/s: {', '.join(reached)}"
-        text += ".\n"
-    return text
+            line += f"; products of matrices, GFLOP/s: {', '.join(reached)}"
+        lines.append(f"{line}.")
+    return lines
 
 
 def share(rate: float, ceiling: Facts) -> str:

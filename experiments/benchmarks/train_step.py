@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from statistics import median
 
 from experiments.benchmarks import command
 from experiments.benchmarks.benchmark import Benchmark, Lines, Run
-from experiments.benchmarks.contest import spread
+from experiments.benchmarks.contest import seconds, spread
 from experiments.benchmarks.contestants import Facts
 from experiments.benchmarks.tables import because, share, short, sizes
 from experiments.benchmarks.workloads import WORKLOADS, Workload, as_arguments, tiny
@@ -73,11 +72,11 @@ def side_by_side(first: list[str], build: Facts, unit: Callable[[float], float])
         unit: from the seconds of a call to the figure that is shown.
     """
     found = []
-    for name, entry in (build["peers"] or {"nobody": {"state": ""}}).items():
+    for name, entry in build["peers"].items():
         cells = [short(unit(build["ours"]["seconds"])), "", "", ""]
         if entry["state"] == "measured":
-            ours, theirs = 1 / median(entry["ours_rates"]), entry["seconds"]
-            cells = [short(unit(ours)), short(unit(theirs)), f"{entry['ratio']:.2f}", spread(entry)]
+            pair = (short(unit(each)) for each in seconds(entry))
+            cells = [*pair, f"{entry['ratio']:.2f}", spread(entry)]
         else:
             cells[1] = because(entry)
         found.append([*first, name, *cells])

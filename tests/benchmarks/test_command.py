@@ -80,6 +80,15 @@ def test_what_has_a_record_is_not_measured_again(here, monkeypatch, capsys):
     assert again["unet64"]["builds"]["train_step"]["ours"]["seconds"] == pytest.approx(0.25)
 
 
+def test_peers_left_out_are_recorded_as_not_run(here):
+    assert run("--workload", "unet64", "--record", "--peers", "torch", "keras") == 0
+    (record,) = json.loads((here / RECORDS).read_text()).values()
+    peers = record["builds"]["train_step"]["peers"]
+    assert list(peers) == list(WORKLOADS["unet64"].peers)
+    assert peers["torch"]["state"] == "measured"
+    assert {peers[name]["state"] for name in peers if name != "torch"} == {"not run"}
+
+
 def test_what_fails_is_said_and_the_next_follows(here, monkeypatch, capsys):
     def measure(name, run):
         if name == "unet64":

@@ -24,7 +24,8 @@ def test_ours_alone():
     rows = [line for line in done.stdout.splitlines() if line.startswith("| `")]
     names = [row.split("`")[1] for row in rows]
     assert names == ["unet32", "bilinear x2", "unet32", "image sizes", "lenet5"]
-    assert "| nobody | " in rows[0]
+    assert "| torch | " in rows[0]
+    assert "| not run | " in rows[0]
     assert "9 programs for 100 sizes in 9 buckets" in rows[3]
 
 
