@@ -63,9 +63,9 @@ def _rows_to_add(x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilatio
         return 0
     size = [n + sum(around) for n, around in zip(x.shape[1:3], pads, strict=True)]
     height, width = places(size, kernel.shape[:2], strides, dilation)
-    if min(height, width) < 1:
+    if min(height, width) < 1 or height > x.shape[1] or width > x.shape[2]:
         return 0
-    more = max(0, x.shape[1] - height + 1)
+    more = x.shape[1] - height + 1
     busy = _share_of_busy_cores(width, kernel.shape[-1], math.prod(kernel.shape[:-1]))
     return more if busy * (height + more) < _BUSY * height else 0
 
