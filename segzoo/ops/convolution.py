@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from segzoo.ops.conv2d import conv2d
+from segzoo.ops.conv3d import conv3d
 from segzoo.ops.convolve2d import unfolded_conv2d
 from segzoo.ops.depthwise import depthwise_conv
 from segzoo.ops.spatial import crop_to
@@ -38,9 +39,8 @@ def conv_general_dilated(
     """`lax.conv_general_dilated` as `nn.Conv` calls it (channels-last), fast on CPU too.
 
     What XLA's CPU compiler has no fast form for is put in other terms there: a group for each
-    channel goes to `depthwise_conv`, and two spatial axes to `conv2d`, or to `unfolded_conv2d`
-    where pixels are fewer than channels. Of three axes, the taps along depth are laid side by side
-    as channels, the depth axis joins the batch, and a 2-D convolution does the rest.
+    channel goes to `depthwise_conv`, two spatial axes to `conv2d`, or to `unfolded_conv2d` where
+    pixels are fewer than channels, and three axes to `conv3d`.
     """
     rank, groups = lhs.ndim - 2, feature_group_count
     ours = jax.default_backend() == "cpu" and set(lhs_dilation or (1,)) == {1}
@@ -70,20 +70,7 @@ def conv_general_dilated(
             return unfolded_conv2d(lhs, rhs, strides, pads, dilation, precision)
         return conv2d(lhs, rhs, strides, pads, dilation, precision)
 
-    (before, after), *flat_pads = pads
-    batch, depth, height, width, c_in = lhs.shape
-    taps, *_, c_out = rhs.shape
-    out_depth = (depth + before + after - (taps - 1) * dilation[0] - 1) // strides[0] + 1
-    reach = (out_depth - 1) * strides[0] + 1
-    x = jnp.pad(lhs, [(0, 0), (before, after), (0, 0), (0, 0), (0, 0)])
-    starts = [i * dilation[0] for i in range(taps)]
-    x = jnp.concatenate(
-        [lax.slice_in_dim(x, a, a + reach, strides[0], axis=1) for a in starts], axis=-1
-    )
-    x = x.reshape(batch * out_depth, height, width, taps * c_in)
-    kernel = rhs.transpose(1, 2, 0, 3, 4).reshape(*rhs.shape[1:3], taps * c_in, c_out)
-    y = conv2d(x, kernel, strides[1:], tuple(flat_pads), dilation[1:], precision)
-    return y.reshape(batch, out_depth, *y.shape[1:])
+    return conv3d(lhs, rhs, strides, pads, dilation, precision)
 
 
 def conv_transpose(x: Array, kernel: Array, strides: Sequence[int]) -> Array:

@@ -13,17 +13,21 @@ def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+# Of few channels the taps lie side by side in what is seen, of more in what is given.
+@pytest.mark.parametrize("channels", [(1, 4), (3, 4)])
 @pytest.mark.parametrize(
     ("strides", "padding", "dilation", "kernel"),
     [
         ((1, 1, 1), "SAME", (1, 1, 1), (3, 3, 3)),
+        ((1, 1, 1), "SAME", (2, 1, 1), (2, 3, 3)),
         ((1, 1, 1), "VALID", (1, 1, 1), (3, 2, 1)),
         ((2, 2, 2), "VALID", (1, 1, 1), (2, 2, 2)),
         ((2, 1, 2), "SAME", (1, 1, 1), (3, 3, 3)),
         ((1, 1, 1), ((2, 1), (0, 3), (1, 1)), (2, 1, 2), (3, 3, 2)),
+        ((1, 1, 1), ((5, -1), (0, 3), (1, 1)), (2, 1, 2), (3, 3, 2)),
     ],
 )
-def test_3d_convolution(assert_same_function, strides, padding, dilation, kernel):
+def test_3d_convolution(assert_same_function, strides, padding, dilation, kernel, channels):
     names = ("NDHWC", "DHWIO", "NDHWC")
 
     def plain(x, k):
@@ -32,7 +36,9 @@ def test_3d_convolution(assert_same_function, strides, padding, dilation, kernel
     def fast(x, k):
         return conv_general_dilated(x, k, strides, padding, None, dilation, names)
 
-    assert_same_function(fast, plain, random(2, 7, 6, 5, 3), random(*kernel, 3, 4, seed=1))
+    assert_same_function(
+        fast, plain, random(2, 7, 6, 5, channels[0]), random(*kernel, *channels, seed=1)
+    )
 
 
 def test_grouped_3d_convolution_takes_the_plain_way(assert_same_function):
