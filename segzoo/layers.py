@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.errors import check_choice
-from segzoo.ops.batch_norm import batch_norm
+from segzoo.ops.batch_norm import batch_norm, normalize
 from segzoo.ops.convolution import bilinear_kernel, conv_general_dilated, conv_transpose
 from segzoo.ops.pooling import max_pool
 from segzoo.ops.spatial import center_crop, crop_to, pad_to_multiple, resize
@@ -145,8 +145,7 @@ class Norm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:
-            factor = lax.rsqrt(var.value + self.epsilon) * scale
-            return ((x - mean.value) * factor + bias).astype(self.dtype)
+            return normalize(x, mean.value, var.value, scale, bias, self.epsilon, self.dtype)
         # While variables are made there is no mapped axis.
         axis_name = None if self.is_initializing() else self.axis_name
         y, of_batch, spread = batch_norm(

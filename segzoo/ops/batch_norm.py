@@ -46,6 +46,13 @@ def batch_norm(
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
+def normalize(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> Array:
+    """Normalises every channel by a given mean and variance, `[C]`, scales and shifts it."""
+    return ((x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias).astype(dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, dtype: Any
@@ -55,8 +62,7 @@ def _batch_norm(
     mean, square = _averaged(wide.mean(axes), jnp.square(wide).mean(axes), axis_name)
     # By rounding the difference could be negative.
     var = jnp.maximum(0, square - jnp.square(mean))
-    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-    return y.astype(dtype), mean, var
+    return normalize(x, mean, var, scale, bias, epsilon, dtype), mean, var
 
 
 def _forward(
