@@ -86,12 +86,12 @@ class Upsampling(nn.Module):
         for coarser, finer in itertools.pairwise(strides):
             x = self._up(x, coarser // finer, names[finer])
             if self.border:
-                x = x + _window(scores[finer], _POOL_OFFSET[finer], x.shape[1:3])
+                x = x + crop(scores[finer], (_POOL_OFFSET[finer],) * 2, x.shape[1:3])
             else:
                 x = resize(x, scores[finer].shape[1:3]) + scores[finer]
         last = strides[-1]
         x = self._up(x, last, f"upscore{last}")
-        return _window(x, _IMAGE_OFFSET[last], size) if self.border else resize(x, size)
+        return crop(x, (_IMAGE_OFFSET[last],) * 2, size) if self.border else resize(x, size)
 
     def _up(self, x: Array, factor: int, name: str) -> Array:
         up = ConvTranspose(
@@ -104,10 +104,6 @@ class Upsampling(nn.Module):
         )
         # Half a factor on every side lies outside what x covers.
         return up(x) if self.border else center_crop(up(x), [factor * n for n in x.shape[1:3]])
-
-
-def _window(x: Array, offset: int, size: tuple[int, ...]) -> Array:
-    return crop(x, (offset, offset), size)
 
 
 class FCN(nn.Module):

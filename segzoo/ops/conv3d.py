@@ -9,10 +9,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from segzoo.ops.conv2d import conv2d
-from segzoo.ops.windows import Numbers, Pairs, pad
+from segzoo.ops.windows import Numbers, Pairs, pad, seen_by_taps
 
 Array = jax.Array
 
@@ -65,17 +64,13 @@ def _seen(
     x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
 ) -> Array:
     """Every slice sees the `kd` slices around it: O channels out of `kd * C`."""
-    (before, after), *flat_pads = pads
-    batch, depth, height, width, c_in = x.shape
-    taps, *_, c_out = kernel.shape
-    out_depth = (depth + before + after - (taps - 1) * dilation[0] - 1) // strides[0] + 1
-    reach = (out_depth - 1) * strides[0] + 1
-    x = pad(x, ((before, after), (0, 0), (0, 0)))
-    starts = [i * dilation[0] for i in range(taps)]
+    taps, *window, c_in, c_out = kernel.shape
+    x = pad(x, (pads[0], (0, 0), (0, 0)))
     x = jnp.concatenate(
-        [lax.slice_in_dim(x, a, a + reach, strides[0], axis=1) for a in starts], axis=-1
+        seen_by_taps(x, (taps, 1, 1), (strides[0], 1, 1), (dilation[0], 1, 1)), axis=-1
     )
-    x = x.reshape(batch * out_depth, height, width, taps * c_in)
-    flat = kernel.transpose(1, 2, 0, 3, 4).reshape(*kernel.shape[1:3], taps * c_in, c_out)
-    y = conv2d(x, flat, strides[1:], tuple(flat_pads), dilation[1:], precision)
-    return y.reshape(batch, out_depth, *y.shape[1:])
+    batch, depth, *rest = x.shape
+    flat = kernel.transpose(1, 2, 0, 3, 4).reshape(*window, taps * c_in, c_out)
+    slices = x.reshape(batch * depth, *rest)
+    y = conv2d(slices, flat, strides[1:], pads[1:], dilation[1:], precision)
+    return y.reshape(batch, depth, *y.shape[1:])

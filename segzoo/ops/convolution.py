@@ -20,7 +20,7 @@ from segzoo.ops.conv3d import conv3d
 from segzoo.ops.convolve2d import unfolded_conv2d
 from segzoo.ops.depthwise import depthwise_conv
 from segzoo.ops.spatial import crop_to
-from segzoo.ops.windows import crop, depth_to_space, explicit_pads, places
+from segzoo.ops.windows import crop, depth_to_space, explicit_pads, pad, padded_size, places
 
 Array = jax.Array
 
@@ -62,9 +62,7 @@ def conv_general_dilated(
         return depthwise_conv(lhs, rhs, strides, padding, dilation)
     pads = explicit_pads(padding, lhs.shape[1:-1], rhs.shape[:-2], strides, dilation)
     if rank == 2:
-        size = [
-            n + before + after for n, (before, after) in zip(lhs.shape[1:-1], pads, strict=True)
-        ]
+        size = padded_size(lhs.shape[1:-1], pads)
         pixels = lhs.shape[0] * math.prod(places(size, rhs.shape[:-2], strides, dilation))
         if pixels <= rhs.shape[-1]:
             return unfolded_conv2d(lhs, rhs, strides, pads, dilation, precision)
@@ -115,7 +113,7 @@ def transposed_convolution(x: Array, kernel: Array, strides: tuple[int, ...]) ->
 
     if max(taps) > 1:
         blocks = [n + t - 1 for n, t in zip(x.shape[1:-1], taps, strict=True)]
-        x = jnp.pad(x, [(0, 0), *((t - 1, t - 1) for t in taps), (0, 0)])
+        x = pad(x, [(t - 1, t - 1) for t in taps])
         # Tap t of block h is input pixel h - t.
         shifts = [[t - 1 - i for i, t in zip(tap, taps, strict=True)] for tap in np.ndindex(*taps)]
         x = jnp.concatenate([crop(x, shift, blocks) for shift in shifts], axis=-1)

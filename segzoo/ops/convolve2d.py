@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.cores import usable_cores
-from segzoo.ops.windows import Numbers, Pairs, pad, places, seen_by_taps
+from segzoo.ops.windows import Numbers, Pairs, pad, padded_size, places, seen_by_taps
 
 Array = jax.Array
 
@@ -61,7 +61,7 @@ def _rows_to_add(x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilatio
     """
     if x.dtype != jnp.float32 or max(strides) > 1 or max(kernel.shape[2:]) <= _FEW_CHANNELS:
         return 0
-    size = [n + sum(around) for n, around in zip(x.shape[1:3], pads, strict=True)]
+    size = padded_size(x.shape[1:3], pads)
     height, width = places(size, kernel.shape[:2], strides, dilation)
     if min(height, width) < 1 or height > x.shape[1] or width > x.shape[2]:
         return 0

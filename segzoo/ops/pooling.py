@@ -25,6 +25,7 @@ from segzoo.ops.windows import (
     depth_to_space,
     explicit_pads,
     pad,
+    padded_size,
     seen_by_taps,
 )
 
@@ -101,8 +102,7 @@ def _overlapping_backward(
 ) -> tuple[Array]:
     # Pixel s a + p, of phase p, is tap p + s m of window a - m: every phase is a sum of shifted
     # selects, and the phases side by side are the pixels.
-    lengths = [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
-    counts = [-(-n // s) for n, s in zip(lengths, strides, strict=True)]
+    counts = [-(-n // s) for n, s in zip(padded_size(size, pads), strides, strict=True)]
     back = [(k - 1) // s for k, s in zip(window, strides, strict=True)]
     ahead = [max(0, n - have) for n, have in zip(counts, cotangent.shape[1:-1], strict=True)]
     around = list(zip(back, ahead, strict=True))

@@ -45,6 +45,11 @@ def crop(x: Array, starts: Sequence[int], sizes: Sequence[int]) -> Array:
     return x[(slice(None), *spans)]
 
 
+def padded_size(size: Sequence[int], pads: Sequence[tuple[int, int]]) -> list[int]:
+    """The size of an image once it is padded."""
+    return [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
+
+
 def places(
     size: Sequence[int], window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
