@@ -19,6 +19,7 @@ from jax import lax
 from segzoo.errors import check_choice
 from segzoo.ops.batch_norm import batch_norm, normalize
 from segzoo.ops.convolution import bilinear_kernel, conv_general_dilated, conv_transpose
+from segzoo.ops.dropout import dropout
 from segzoo.ops.pooling import max_pool
 from segzoo.ops.spatial import center_crop, crop_to, pad_to_multiple, resize
 
@@ -278,7 +279,7 @@ class Dropout(nn.Module):
     batch in the order of the devices) drop the same activations.
 
     Attributes:
-        rate: the probability of zero; the rest is scaled by `1 / (1 - rate)`.
+        rate: the probability of zero, see `segzoo.ops.dropout`.
         axis_name: the mapped axis the batch is split over, if any.
     """
 
@@ -294,5 +295,4 @@ class Dropout(nn.Module):
             return jnp.zeros_like(x)
         axis_name = None if self.is_initializing() else self.axis_name
         keys = example_keys(self.make_rng("dropout"), x.shape[0], axis_name)
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+        return dropout(x, keys, self.rate)

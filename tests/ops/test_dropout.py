@@ -1,0 +1,48 @@
+"""Dropout: how many are dropped, and that no two decisions hang together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segzoo.ops.dropout import dropout
+
+
+def drop(shape, rate, seed=0, impl="threefry2x32", dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed, impl=impl), shape[0])
+    return np.asarray(jax.jit(dropout, static_argnums=2)(jnp.ones(shape, dtype), keys, rate))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.99])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_the_rate_is_kept(rate, impl):
+    y = drop((4, 256, 257, 3), rate, impl=impl)
+    allowed = 4 * np.sqrt(rate * (1 - rate) / y.size)  # four standard deviations
+    assert abs((y == 0).mean() - rate) < allowed
+    np.testing.assert_allclose(np.unique(y), [0, 1 / (1 - rate)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 5, 2), (1, 7, 1, 1)])
+def test_any_shape_and_dtype(shape):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y = drop(shape, 0.5, dtype=dtype)
+        assert y.shape == shape
+        assert y.dtype == dtype
+        assert set(np.unique(y.astype(np.float32))) <= {0.0, 2.0}
+
+
+def test_decisions_are_independent():
+    """What one number and any of its neighbours become: all four cases, each a quarter."""
+    y = drop((2, 40_000), 0.5)[0] == 0
+    # Halves of a word, words of one call and the quarters of the array lie at these distances.
+    for distance in (1, 2, 3, 4, 10_000, 20_000, 30_000):
+        first, second = y[:-distance], y[distance:]
+        both = np.mean(first & second)
+        assert abs(both - 0.25) < 4 * np.sqrt(0.25 * 0.75 / first.size), distance
+
+
+def test_another_key_drops_others():
+    a, b, again = drop((2, 1000), 0.5), drop((2, 1000), 0.5, seed=1), drop((2, 1000), 0.5)
+    np.testing.assert_array_equal(a, again)
+    assert np.mean(a == b) < 0.6
+    assert np.mean(a[0] == a[1]) < 0.6
