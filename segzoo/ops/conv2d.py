@@ -15,8 +15,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from segzoo.ops.convolve2d import convolve2d
+from segzoo.ops.order import after
 from segzoo.ops.windows import Numbers, Pairs, seen_by_taps, sum_over_blocks
 
 Array = jax.Array
@@ -50,9 +52,16 @@ def conv2d(
 
 
 def _forward(
-    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
-) -> tuple[Array, tuple[Array, Array]]:
-    return convolve2d(x, kernel, strides, pads, dilation, precision), (x, kernel)
+    x: CustomVJPPrimal,
+    kernel: CustomVJPPrimal,
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    precision: object,
+) -> tuple[Array, tuple[Array, Array, tuple[()] | None]]:
+    y = convolve2d(x.value, kernel.value, strides, pads, dilation, precision)
+    # What is no array goes on by the structure alone.
+    return y, (x.value, kernel.value, () if kernel.perturbed else None)
 
 
 def _backward(
@@ -60,24 +69,31 @@ def _backward(
     pads: Pairs,
     dilation: Numbers,
     precision: object,
-    arguments: tuple[Array, Array],
-    cotangent: Array,
+    kept: tuple[Array, Array, tuple[()] | None],
+    cotangent: Array | SymbolicZero,
 ) -> tuple[Array, Array]:
-    x, kernel = arguments
+    x, kernel, learned = kept
+    if isinstance(cotangent, SymbolicZero):
+        return jnp.zeros_like(x), jnp.zeros_like(kernel)
 
     def by_kernel(kernel: Array) -> Array:
         return convolve2d(x, kernel, strides, pads, dilation, precision)
 
-    for_x = _input_gradient(x, cotangent, kernel, strides, pads, dilation, precision)
     if math.prod(cotangent.shape[1:-1]) < _LARGE:
         (for_kernel,) = jax.linear_transpose(by_kernel, kernel)(cotangent)
     else:
-        for_kernel = _kernel_gradient(x, cotangent, kernel.shape, strides, pads, dilation)
+        # Not padded before the gradient is there.
+        seen = after(x, cotangent)
+        for_kernel = _kernel_gradient(seen, cotangent, kernel.shape, strides, pads, dilation)
         for_kernel = for_kernel.astype(kernel.dtype)
+    if learned is not None:
+        # The gradient goes on once nothing here needs it any more.
+        kernel = after(kernel, for_kernel)
+    for_x = _input_gradient(x, cotangent, kernel, strides, pads, dilation, precision)
     return for_x, for_kernel
 
 
-conv2d.defvjp(_forward, _backward)
+conv2d.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _input_gradient(

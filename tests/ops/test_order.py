@@ -1,0 +1,27 @@
+"""What is computed after something else is the same to the bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segzoo.ops.order import after
+
+NUMBERS = [0.0, -0.0, 1.5, -3e38, 1e-45, np.inf, -np.inf, np.nan]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("other", [0.0, -2.0, np.inf, np.nan])
+def test_numbers_stay_what_they_are(dtype, other):
+    x = jnp.asarray(NUMBERS, dtype)
+    kept = jax.jit(after)(x, jnp.full((2, 3), other))
+    assert kept.dtype == dtype
+    kept, x = np.asarray(kept, np.float32), np.asarray(x, np.float32)
+    np.testing.assert_array_equal(kept, x)
+    np.testing.assert_array_equal(np.signbit(kept), np.signbit(x))
+
+
+def test_the_program_needs_the_other():
+    compiled = jax.jit(after).lower(jnp.ones(4), jnp.ones(3)).compile()
+    program = compiled.as_text().split("ENTRY")[1]
+    assert [line for line in program.splitlines() if "other" in line and "parameter" not in line]
