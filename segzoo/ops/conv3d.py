@@ -5,13 +5,11 @@ XLA's CPU compiler has a fast 2-D convolution, with `conv2d`'s gradient, and non
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from segzoo.ops.conv2d import conv2d
-from segzoo.ops.windows import Numbers, Pairs, pad, seen_by_taps
+from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, seen_by_taps
 
 Array = jax.Array
 
@@ -52,12 +50,7 @@ def _given(
     slices = x.reshape(batch * depth, height, width, c_in)
     given = conv2d(slices, flat, strides[1:], pads[1:], dilation[1:], precision)
     given = given.reshape(batch, depth, *given.shape[1:])
-    shifts = (pads[0][0] - tap * dilation[0] for tap in range(taps))
-    parts = (
-        pad(given[..., tap * c_out : (tap + 1) * c_out], ((shift, -shift), (0, 0), (0, 0)))
-        for tap, shift in enumerate(shifts)
-    )
-    return functools.reduce(jnp.add, parts)
+    return given_by_taps(given, (taps, 1, 1), (pads[0], (0, 0), (0, 0)), (dilation[0], 1, 1))
 
 
 def _seen(

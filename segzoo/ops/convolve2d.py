@@ -16,17 +16,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.cores import usable_cores
-from segzoo.ops.windows import Numbers, Pairs, pad, padded_size, places, seen_by_taps
+from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, padded_size, places, seen_by_taps
 
 Array = jax.Array
 
-# The tiles of a row that the first implementation hands out: so many columns and channels, more
-# columns where that is too little work, reckoned with so many products at most.
+# The first implementation hands out tiles of a row of so many columns and channels at least, larger
+# ones where that is too little work (reckoned with so many products at most), up to an area.
 _COLUMNS, _CHANNELS = 64, 64
-_WORK, _PRODUCTS = 65536, 1024
-# With a smaller share of the cores busy the second is faster; of as few channels XLA takes it
-# anyway.
+_WORK, _PRODUCTS, _AREA = 65536, 1024, 65536
+# It starts from so many columns, and from the channels whose weights it lays out together.
+_FIRST, _WEIGHTS = 16, 32768
+# With a smaller share of the cores busy another form is faster.
 _BUSY = 0.85
+# Of as few channels in and out XLA takes the second anyway; with as few of them out that is slow.
 _FEW_CHANNELS = 16
 
 
@@ -40,7 +42,14 @@ def convolve2d(
         # Of one pixel: a product of matrices, for which XLA takes it on other devices only.
         x = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
         return jnp.matmul(x, kernel[0, 0], precision=precision)  # type: ignore[arg-type]
-    more = _rows_to_add(x, kernel, strides, pads, dilation)
+    size = padded_size(x.shape[1:3], pads)
+    height, width = places(size, kernel.shape[:2], strides, dilation)
+    more = 0
+    if _leaves_cores_idle(x, kernel, strides, height, width):
+        if kernel.shape[3] <= _FEW_CHANNELS and 4 * kernel.shape[3] <= kernel.shape[2]:
+            return _given(x, kernel, pads, dilation, precision)
+        # XLA takes the second for results larger than the image, the one way to say which.
+        more = x.shape[1] + 1 - height
     (top, bottom), sides = pads
     y = lax.conv_general_dilated(
         x,
@@ -54,30 +63,54 @@ def convolve2d(
     return y[:, : y.shape[1] - more]
 
 
-def _rows_to_add(x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers) -> int:
-    """How many rows more to compute, so that XLA takes the implementation that is faster.
-
-    The first is none for results larger than the image, the one way to say to XLA which to take.
-    """
+def _leaves_cores_idle(x: Array, kernel: Array, strides: Numbers, height: int, width: int) -> bool:
+    """Whether XLA would take the first implementation though another form is faster."""
     if x.dtype != jnp.float32 or max(strides) > 1 or max(kernel.shape[2:]) <= _FEW_CHANNELS:
-        return 0
-    size = padded_size(x.shape[1:3], pads)
-    height, width = places(size, kernel.shape[:2], strides, dilation)
+        return False
     if min(height, width) < 1 or height > x.shape[1] or width > x.shape[2]:
-        return 0
-    more = x.shape[1] - height + 1
+        return False
     busy = _share_of_busy_cores(width, kernel.shape[-1], math.prod(kernel.shape[:-1]))
-    return more if busy * (height + more) < _BUSY * height else 0
+    # The others cost rows that are not wanted.
+    return busy * (x.shape[1] + 1) < _BUSY * height
 
 
 def _share_of_busy_cores(width: int, c_out: int, products: int) -> float:
     """Which share of the cores the first implementation keeps busy with rows of that width."""
-    columns, channels = min(_COLUMNS, width), min(_CHANNELS, c_out)
-    while columns < width and (columns + channels) * min(products, _PRODUCTS) < _WORK:
-        columns = min(2 * columns, width)
+    columns, channels = _tile(width, c_out, products)
     cores = usable_cores()
     rounds = -(-(-(-width // columns) * -(-c_out // channels)) // cores)
-    return width * c_out / (rounds * cores * columns * channels)
+    return width * c_out / (rounds * cores * min(columns, width) * min(channels, c_out))
+
+
+def _tile(width: int, c_out: int, products: int) -> tuple[int, int]:
+    """How many columns and channels its tiles have, as its schedule doubles them."""
+    together = max(1, _WEIGHTS // (_CHANNELS * products)) * _CHANNELS
+    columns, channels = min(width, _FIRST), min(c_out, together)
+    least = min(width, _COLUMNS) * min(c_out, _CHANNELS)
+
+    def enough() -> bool:
+        work, area = (columns + channels) * min(products, _PRODUCTS), columns * channels
+        return area >= least and (work >= _WORK or area >= _AREA)
+
+    while not enough():
+        if channels < c_out and (4 * channels <= columns or columns >= width):
+            channels *= 2
+        elif columns < width:
+            columns *= 2
+        else:
+            break
+    return columns, channels
+
+
+def _given(x: Array, kernel: Array, pads: Pairs, dilation: Numbers, precision: object) -> Array:
+    """What every pixel gives to the windows it lies in, one product, added up where they are.
+
+    For few channels out of many, where convolutions fill neither the cores nor their registers.
+    """
+    *window, c_in, _ = kernel.shape
+    matrix = kernel.transpose(2, 0, 1, 3).reshape(c_in, -1)
+    given = jnp.matmul(x, matrix, precision=precision)  # type: ignore[arg-type]
+    return given_by_taps(given, window, pads, dilation)
 
 
 def unfolded_conv2d(

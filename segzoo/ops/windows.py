@@ -6,6 +6,7 @@ pixels apart, and moves by `stride`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -71,6 +72,33 @@ def seen_by_taps(
         limits = (len(padded), *ends, padded.shape[-1])
         found.append(lax.slice(padded, (0, *starts, 0), limits, (1, *strides, 1)))
     return found
+
+
+def given_by_taps(
+    given: Array, window: Sequence[int], pads: Pairs, dilation: Sequence[int]
+) -> Array:
+    """Adds up, in every window of stride 1, what the pixels it lies on give to it.
+
+    Args:
+        given: `[B, *S, prod(window) * O]`: of each pixel, what it gives to the windows where it is
+            the first tap, the second and so on.
+        window: taps along each spatial axis.
+        pads: pixels before and after, which give nothing, per spatial axis.
+        dilation: pixels between the taps, per spatial axis.
+
+    Returns:
+        `[B, *S', O]`.
+    """
+    channels = given.shape[-1] // math.prod(window)
+    size = given.shape[1:-1]
+    counts = places(padded_size(size, pads), window, (1,) * len(size), dilation)
+    parts = []
+    for number, tap in enumerate(np.ndindex(*window)):
+        part = given[..., number * channels : (number + 1) * channels]
+        starts = [before - i * d for (before, _), i, d in zip(pads, tap, dilation, strict=True)]
+        ends = [count - n - a for count, n, a in zip(counts, size, starts, strict=True)]
+        parts.append(pad(part, list(zip(starts, ends, strict=True))))
+    return functools.reduce(jnp.add, parts)
 
 
 def depth_to_space(x: Array, block: Sequence[int]) -> Array:

@@ -134,6 +134,10 @@ def test_rows_that_leave_cores_idle(assert_same_function, on_cores, image, kerne
         (2, (1, 40, 128, 32), (3, 3, 32, 32), 1),  # too little work for two tiles
         (2, (1, 1, 40, 32), (3, 3, 32, 32), 0),  # a second row would cost what it brings
         (2, (1, 40, 40, 16), (3, 3, 16, 16), 0),
+        # With few products the tiles have more channels, too.
+        (2, (1, 40, 112, 12), (3, 3, 12, 300), 1),
+        (2, (1, 40, 56, 48), (3, 3, 48, 128), 1),
+        (2, (1, 40, 56, 64), (3, 3, 64, 128), 0),
     ],
 )
 def test_rows_are_added_where_that_pays(on_cores, cores, image, kernel, more):
@@ -142,6 +146,25 @@ def test_rows_are_added_where_that_pays(on_cores, cores, image, kernel, more):
     x, k = random(*image), random(*kernel, seed=1)
     assert convolutions(fast, x, k) == [(1, image[1] + more, *image[2:3], kernel[-1])]
     np.testing.assert_allclose(fast(x, k), plain(x, k), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "pads", "dilation"),
+    [
+        ((2, 30, 28, 48), (3, 3, 48, 12), SAME, (1, 1)),
+        ((2, 31, 28, 70), (3, 2, 70, 5), ((0, 1), (1, 0)), (1, 2)),
+        ((2, 40, 29, 64), (2, 3, 64, 16), NONE, (2, 3)),
+        ((2, 40, 29, 64), (3, 3, 64, 16), ((-1, 1), (1, -1)), (1, 1)),
+    ],
+)
+def test_few_channels_out_of_many_are_a_product(
+    assert_same_function, on_cores, image, kernel, pads, dilation
+):
+    on_cores(2)
+    x, k = random(*image), random(*kernel, seed=1)
+    fast, plain = both((1, 1), pads, dilation)
+    assert convolutions(fast, x, k) == []
+    assert_same_function(fast, plain, x, k, atol=1e-4)  # up to 630 products
 
 
 def test_no_pixels_stay_none():
@@ -189,3 +212,41 @@ def test_batches_of_kernels_and_second_derivatives():
         return jax.jvp(jax.grad(loss), (kernels[0],), (along,))[1]
 
     np.testing.assert_allclose(curvature(fast), curvature(plain), rtol=1e-3, atol=1e-3)
+
+
+def chain(x, kernels):
+    for kernel in kernels:
+        x = jax.nn.relu(conv2d(x, kernel, (1, 1), SAME, (1, 1), None))
+    return jnp.square(x).sum()
+
+
+def test_gradients_of_kernels_do_not_wait_for_the_last(monkeypatch):
+    """Else the maps that they are made of stay in memory together."""
+
+    def memory():
+        x, kernels = random(4, 32, 32, 16), [random(3, 3, 16, 16, seed=i) for i in range(8)]
+        compiled = jax.jit(jax.grad(chain, argnums=1)).lower(x, kernels).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    at_once = memory()
+    monkeypatch.setattr(module, "after", lambda x, other: x)
+    assert at_once < 0.8 * memory()
+
+
+def test_the_gradient_of_a_fixed_kernel_is_not_computed():
+    x, kernels = random(1, 64, 64, 4), [random(3, 3, 4, 4, seed=i) for i in range(2)]
+
+    def loops(argument):
+        gradient = jax.jit(jax.grad(chain, argnums=argument))
+        return gradient.lower(x, kernels).compile().as_text().count(" while(")
+
+    assert loops(0) == 0
+    assert loops(1) == 2
+
+
+def test_no_gradient_comes_back_where_none_is_wanted():
+    def loss(kernel):
+        y = conv2d(random(2, 16, 16, 4), kernel, (1, 1), SAME, (1, 1), None)
+        return jnp.sum(kernel) + jax.lax.stop_gradient(y).sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(random(3, 3, 4, 4)), 1)
