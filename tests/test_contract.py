@@ -180,20 +180,22 @@ def test_statistics_move_in_training_alone(filled, name):
     if "batch_stats" not in variables:
         return
 
-    def statistics(train):
-        def run(variables, image):
-            rngs = {"dropout": jax.random.key(0)}
-            return model.apply(variables, image, train=train, mutable=["batch_stats"], rngs=rngs)[1]
+    def statistics(train, stats, image):
+        rngs = {"dropout": jax.random.key(0)}
+        parts = {**variables, "batch_stats": stats}
+        options = {"train": train, "mutable": ["batch_stats"], "rngs": rngs}
+        return model.apply(parts, image, **options)[1]["batch_stats"]
 
-        compiled = jax.jit(run, compiler_options=QUICKLY)
-        return compiled(variables, image(name, SIZES[1]))["batch_stats"]
+    stats, x = variables["batch_stats"], image(name, SIZES[1])
+    program = jax.make_jaxpr(functools.partial(statistics, False))(stats, x).jaxpr
+    assert program.outvars == program.invars[:-1]
 
-    before = jax.tree_util.tree_leaves_with_path(variables["batch_stats"])
-    kept, moved = jax.tree.leaves(statistics(False)), jax.tree.leaves(statistics(True))
+    before = jax.tree_util.tree_leaves_with_path(stats)
+    training = jax.jit(functools.partial(statistics, True), compiler_options=QUICKLY)
+    moved = jax.tree.leaves(training(stats, x))
     auxiliary = "aux"  # runs only where its logits are asked for
-    for (path, old), same, new in zip(before, kept, moved, strict=True):
+    for (path, old), new in zip(before, moved, strict=True):
         place = jax.tree_util.keystr(path)
-        assert np.array_equal(old, same), place
         assert np.any(old != new) or auxiliary in place, place
         assert np.isfinite(new).all(), place
 
@@ -218,8 +220,8 @@ def kinds():
     return list(found.values())
 
 
-# With gates and heads at every scale; drop-out; pooling with places; a whole image's mean; objects.
-TYPICAL = ["attention_unet", "fc_densenet56", "segnet", "deeplabv3plus", "mask_rcnn_resnet50_fpn"]
+# With gates and heads at every scale; pooling with places; a whole image's mean; objects.
+TYPICAL = ["attention_unet", "segnet", "deeplabv3plus", "mask_rcnn_resnet50_fpn"]
 
 
 def parts():

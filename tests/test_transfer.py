@@ -440,7 +440,9 @@ def pretrained(coder, tmp_path_factory):
 
 def distinct_encoders():
     """One registered model for each kind of encoder."""
-    models = {type(getattr(segzoo.get(name), "backbone", None)): name for name in list_models()}
+    models: dict[type, str] = {}
+    for name in list_models():
+        models.setdefault(type(getattr(segzoo.get(name), "backbone", None)), name)
     return sorted(name for kind, name in models.items() if kind is not type(None))
 
 

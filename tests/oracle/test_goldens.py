@@ -8,7 +8,12 @@ import pytest
 # It imports torch, torchvision and timm.
 make_goldens = pytest.importorskip("make_goldens", reason="the extra `oracle` is not installed")
 
-CASES = [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in parity.CASES]
+CASES = [
+    pytest.param(
+        case, id=case.name, marks=pytest.mark.slow if case.quick else pytest.mark.exhaustive
+    )
+    for case in parity.CASES
+]
 
 
 @pytest.mark.parametrize("case", CASES)
