@@ -11,14 +11,18 @@ os.environ.setdefault("NPROC", "16")
 # A test process does something else every time, which is what keeping memory is not for.
 os.environ["SEGZOO_KEEP_MEMORY"] = "0"
 # Machine code that is optimised less is ready sooner, and computes the same.
-for flag, value in {
-    "xla_force_host_platform_device_count": "4",
-    "xla_backend_optimization_level": "0",
-    "xla_llvm_disable_expensive_passes": "true",
-}.items():
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", "")]
+    + [
+        f"--{flag}"
+        for flag in (
+            "xla_force_host_platform_device_count=4",
+            "xla_backend_optimization_level=0",
+            "xla_llvm_disable_expensive_passes=true",
+        )
+        if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")
+    ]
+).strip()
 
 import jax
 import jax.numpy as jnp
