@@ -12,17 +12,15 @@ os.environ.setdefault("NPROC", "16")
 os.environ["SEGZOO_KEEP_MEMORY"] = "0"
 # Machine code that is optimised less is ready sooner, and computes the same.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", "")]
-    + [
-        f"--{flag}"
-        for flag in (
-            "xla_force_host_platform_device_count=4",
-            "xla_backend_optimization_level=0",
-            "xla_llvm_disable_expensive_passes=true",
-        )
-        if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")
-    ]
-).strip()
+    flag
+    for flag in (
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        os.environ.get("XLA_FLAGS", ""),  # of two that say otherwise the last counts
+    )
+    if flag
+)
 
 import jax
 import jax.numpy as jnp
