@@ -220,8 +220,8 @@ def kinds():
     return list(found.values())
 
 
-# With gates and heads at every scale; pooling with places; a whole image's mean; objects.
-TYPICAL = ["attention_unet", "segnet", "deeplabv3plus", "mask_rcnn_resnet50_fpn"]
+# With gates and heads at every scale; pooling with places; a whole image's mean.
+TYPICAL = ["attention_unet", "segnet", "deeplabv3plus"]
 
 
 def parts():

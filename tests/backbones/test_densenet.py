@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 
 import segzoo
-from segzoo import SegzooError
+from segzoo import SegzooError, layers
 from segzoo.backbones.densenet import BLOCKS, DenseLayer, DenseNet, average_pool
 from segzoo.weights.densenet import layouts
 from segzoo.weights.names import places
@@ -141,11 +141,11 @@ def test_average_pooling(size):
 def test_drop_out_follows_every_convolution_but_the_first(monkeypatch):
     masks = []
 
-    def bernoulli(key, p, shape):
-        masks.append((p, shape[-1]))
-        return jnp.ones(shape, bool)
+    def dropout(x, keys, rate):
+        masks.append((rate, x.shape[-1]))
+        return x
 
-    monkeypatch.setattr(jax.random, "bernoulli", bernoulli)
+    monkeypatch.setattr(layers, "dropout", dropout)
     model = DenseNet(121, 4, dropout=0.2)
 
     def run(train):
@@ -157,7 +157,7 @@ def test_drop_out_follows_every_convolution_but_the_first(monkeypatch):
     jax.eval_shape(lambda: run(True))
     assert len(masks) == 121 - 2  # neither after the first nor in the classifier
     # A layer's two convolutions, k = 2, and what follows a block of 6.
-    assert masks[:13] == [(0.8, 8), (0.8, 2)] * 6 + [(0.8, 8)]
+    assert masks[:13] == [(0.2, 8), (0.2, 2)] * 6 + [(0.2, 8)]
 
 
 def test_drop_out_zeroes_outputs(filled):

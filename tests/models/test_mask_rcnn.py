@@ -399,7 +399,7 @@ class TestMistakes:
             )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_train_objects.py has pictures learned by heart
 def test_it_learns_to_find_rectangles_and_their_shape():
     """Two kinds of things on dark ground: bright squares, and red discs."""
     rng = np.random.default_rng(0)
