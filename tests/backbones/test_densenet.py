@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 
 import segzoo
-from segzoo import SegzooError, layers
+from segzoo import SegzooError
 from segzoo.backbones.densenet import BLOCKS, DenseLayer, DenseNet, average_pool
 from segzoo.weights.densenet import layouts
 from segzoo.weights.names import places
@@ -145,7 +145,7 @@ def test_drop_out_follows_every_convolution_but_the_first(monkeypatch):
         masks.append((rate, x.shape[-1]))
         return x
 
-    monkeypatch.setattr(layers, "dropout", dropout)
+    monkeypatch.setattr("segzoo.layers.dropout", dropout)
     model = DenseNet(121, 4, dropout=0.2)
 
     def run(train):
