@@ -12,27 +12,37 @@ import os
 import sys
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Makes this process's malloc keep what is freed, for what is allocated next.
+    """Makes this process keep what is freed, for what is allocated next.
 
     For a program that does the same again and again, as training does: between two peaks its memory
     no longer falls, and where each computation is another, holes between what stays can add up. A
-    setting of the whole process, for programs and not for libraries to call, before JAX starts its
-    threads. The environment variable SEGZOO_KEEP_MEMORY=0 forbids it.
+    setting of the whole process, for programs and not for libraries to call, before the first use
+    of JAX. The environment variable SEGZOO_KEEP_MEMORY=0 forbids it.
+
+    glibc keeps large blocks for no thread but the first. So that this one allocates the room of a
+    computation, those on a CPU are no longer dispatched asynchronously.
 
     Returns:
         Whether malloc is glibc's and took the setting.
     """
+    if not malloc_keeps_freed_memory():
+        return False
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return True
+
+
+def malloc_keeps_freed_memory() -> bool:
+    """Does the part of `keep_freed_memory` that concerns malloc, and leaves JAX alone."""
     if not sys.platform.startswith("linux") or os.environ.get("SEGZOO_KEEP_MEMORY") == "0":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    # One arena: those of other threads than the first hand large blocks through to the system.
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
-    taken = [mallopt(*setting) for setting in settings]
-    return all(taken)
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])

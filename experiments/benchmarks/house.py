@@ -15,6 +15,7 @@ from experiments.benchmarks import plain_linen, primitives_jax
 from experiments.benchmarks.contestants import Contestant, Facts
 from experiments.benchmarks.workloads import LEARNING_RATE, MEAN, STD
 from segzoo import assembly, cost, parallel, provenance, registry, tasks
+from segzoo.allocator import keep_freed_memory
 from segzoo.data.made import MadeDataset
 from segzoo.data.pipeline import train_batches
 from segzoo.data.spec import DatasetSpec
@@ -27,6 +28,9 @@ class House(Contestant):
     """segzoo on one device of jax."""
 
     packages: ClassVar[tuple[str, ...]] = ("jax", "jaxlib", "flax")
+
+    def __init__(self) -> None:
+        keep_freed_memory()  # as `segzoo train` does
 
     def platform(self) -> str:
         """Returns "cpu" or "gpu"."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from segzoo.allocator import keep_freed_memory
+from segzoo.allocator import malloc_keeps_freed_memory
 from segzoo.errors import SegzooError
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def _answer(contestant: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _main(target: str) -> None:
-    keep_freed_memory()  # as our training does; it helps everyone
+    malloc_keeps_freed_memory()  # as our training does; it helps everyone
     # Answers have the pipe to themselves: what libraries print goes where errors go.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
