@@ -79,7 +79,10 @@ def _backward(
     def by_kernel(kernel: Array) -> Array:
         return convolve2d(x, kernel, strides, pads, dilation, precision)
 
-    if math.prod(cotangent.shape[1:-1]) < _LARGE:
+    if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
+        seen = lax.slice(after(x, cotangent), (0,) * 4, x.shape, (1, *strides, 1))
+        for_kernel = _matrix_gradient(seen, cotangent).astype(kernel.dtype)[None, None]
+    elif math.prod(cotangent.shape[1:-1]) < _LARGE:
         (for_kernel,) = jax.linear_transpose(by_kernel, kernel)(cotangent)
     else:
         # Not padded before the gradient is there.
@@ -122,6 +125,17 @@ def _turned(shape: Sequence[int], pads: Pairs, dilation: Numbers) -> Pairs:
     """The pads with which a kernel leads back, from outputs to inputs."""
     reaches = ((k - 1) * d for k, d in zip(shape, dilation, strict=False))
     return tuple((r - before, r - after) for r, (before, after) in zip(reaches, pads, strict=True))
+
+
+def _matrix_gradient(x: Array, cotangent: Array) -> Array:
+    """`[C, O]`: the gradient of a convolution of one pixel, a product over all pixels."""
+    c_in, c_out = x.shape[-1], cotangent.shape[-1]
+    x, cotangent = x.reshape(-1, c_in), cotangent.reshape(-1, c_out)
+    total_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    # The first of two factors is laid out anew: the narrower one.
+    if c_in <= c_out:
+        return jnp.matmul(x.T, cotangent, preferred_element_type=total_dtype)
+    return jnp.matmul(cotangent.T, x, preferred_element_type=total_dtype).T
 
 
 def _kernel_gradient(
