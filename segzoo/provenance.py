@@ -15,6 +15,7 @@ import segzoo
 from segzoo.cores import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe() -> dict[str, Any]:
@@ -30,11 +31,22 @@ def describe() -> dict[str, Any]:
 
 
 def device() -> str:
-    """Returns the devices in words, e.g. "1 x NVIDIA H100" or "1 x CPU (2 cores)"."""
+    """Returns the devices in words, e.g. "1 x NVIDIA H100" or "1 x CPU (2 cores, AMD EPYC)"."""
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        return f"{jax.device_count()} x CPU ({usable_cores()} cores)"
+        told = [f"{usable_cores()} cores", _processor()]
+        kind = f"CPU ({', '.join(filter(None, told))})"
     return f"{jax.device_count()} x {kind}"
+
+
+def _processor() -> str:
+    """What the processor calls itself, "" where it is not known."""
+    try:
+        lines = _CPUINFO.read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
 
 
 def commit() -> str:

@@ -1,0 +1,24 @@
+"""Where a number comes from."""
+
+import pytest
+
+from segzoo import provenance
+
+
+@pytest.mark.parametrize(
+    ("told", "device"),
+    [
+        ("model\t: 1\nmodel name\t: A: CPU\nmodel name\t: A: CPU\n", "({} cores, A: CPU)"),
+        ("Processor\t: 0\n", "({} cores)"),  # as on ARM
+    ],
+)
+def test_a_cpu_is_told_with_its_name_where_it_has_one(tmp_path, monkeypatch, told, device):
+    (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "cpuinfo")
+    assert provenance.device().endswith("x CPU " + device.format(provenance.usable_cores()))
+
+
+def test_elsewhere_python_knows_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "arm")
+    assert provenance.device().endswith(" cores, arm)")
