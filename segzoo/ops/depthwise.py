@@ -7,6 +7,7 @@ the time, or less, forward and backward. Any number of spatial axes, channels la
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -17,8 +18,9 @@ from segzoo.ops.windows import Numbers, Pairs, explicit_pads, pad, seen_by_taps,
 
 Array = jax.Array
 
-# How many output pixels the gradient of the kernel takes at a time.
-_BLOCK = 512
+# How many rows of the output the gradient of the kernel takes at a time. All taps of all rows are
+# written out, which takes its time to compile: fewer rows where there are more taps.
+_ROWS, _FEWER_ROWS, _MANY_TAPS = 16, 8, 10
 
 
 def depthwise_conv(
@@ -94,14 +96,17 @@ def _backward(
     flipped, ones = jnp.flip(kernel, tuple(range(rank))), (1,) * rank
     for_x = _convolve(full, flipped, ones, around, dilation)
 
-    def product(seen: Array, met: Array) -> Array:
-        parts = seen_by_taps(seen, window, strides, dilation)
-        # As matrices, and their sums as a product with ones: both are faster than an array of
-        # four axes and its sum over all but the last.
-        products = [(part.astype(wide) * met).reshape(-1, met.shape[-1]) for part in parts]
-        return jnp.ones((1, len(products[0])), wide) @ jnp.concatenate(products, axis=-1)
+    def product(seen: Array, met: Array) -> list[Array]:
+        # Added up over the rows alone, element by element: the sum over all pixels would go through
+        # memory channel by channel. An array for each tap: stacked, they are slow to write.
+        parts = (part.astype(wide) for part in seen_by_taps(seen, window, strides, dilation))
+        rows = range(met.shape[1])
+        return [functools.reduce(jnp.add, (part[:, i] * met[:, i] for i in rows)) for part in parts]
 
-    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reaches[0] + 1, _BLOCK)
+    at_once = _ROWS if math.prod(window) < _MANY_TAPS else _FEWER_ROWS
+    pixels = at_once * math.prod(cotangent.shape[2:-1])
+    totals = sum_over_blocks(product, x, pads, cotangent, strides[0], reaches[0] + 1, pixels)
+    total = jnp.stack([total.reshape(-1, total.shape[-1]).sum(0) for total in totals])
     return for_x.astype(x.dtype), total.reshape(kernel.shape).astype(kernel.dtype)
 
 

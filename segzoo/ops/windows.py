@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from jax import lax
 
 Array = jax.Array
+T = TypeVar("T")
 Numbers = tuple[int, ...]  # one per spatial axis
 Pairs = tuple[tuple[int, int], ...]
 
@@ -112,21 +114,21 @@ def depth_to_space(x: Array, block: Sequence[int]) -> Array:
 
 
 def sum_over_blocks(
-    product: Callable[[Array, Array], Array],
+    product: Callable[[Array, Array], T],
     x: Array,
     pads: Pairs,
     cotangent: Array,
     stride: int,
     reach: int,
     pixels: int,
-) -> Array:
+) -> T:
     """Sums a product of what windows see and their cotangents, a few rows or images at a time.
 
     What a block needs stays in the cache, and the program does not grow with the image.
 
     Args:
         product: of the rows of the padded `x` that the windows of a block see, and the block of the
-            cotangent; linear in the latter.
+            cotangent; linear in the latter. An array, or a tree of them.
         x: `[B, *S, C]`.
         pads: zeros before and after, per spatial axis.
         cotangent: `[B, *S', O]`.
@@ -135,7 +137,7 @@ def sum_over_blocks(
         pixels: about how many of the cotangent's a block has.
 
     Returns:
-        The sum, in the product's dtype.
+        The sum, as the product.
     """
     batch, height, *across = cotangent.shape[:-1]
     images, rows = _block(batch, height, math.prod(across), pixels)
@@ -153,7 +155,7 @@ def sum_over_blocks(
         cotangent = lax.pad(cotangent, zero, [*more, *rest, (0, 0, 0)])
         x = lax.pad(x, jnp.zeros((), x.dtype), [more[0], (0, 0, 0), *rest, (0, 0, 0)])
 
-    def block(number: Array | int) -> Array:
+    def block(number: Array | int) -> T:
         image, row = number // bands * images, number % bands * rows
         rest = (0,) * (len(across) + 1)
         seen = lax.dynamic_slice(x, (image, row * stride, *rest), (images, seen_rows, *x.shape[2:]))
@@ -162,19 +164,22 @@ def sum_over_blocks(
         )
         return product(seen, met)
 
+    def add(*terms: T) -> T:
+        return jax.tree.map(lambda first, *rest: functools.reduce(jnp.add, rest, first), *terms)
+
     count = len(cotangent) // images * bands
     if count % 2:
         total = block(0)
     else:
-        shape = jax.eval_shape(block, 0)
-        total = jnp.zeros(shape.shape, shape.dtype)
+        shapes = jax.eval_shape(block, 0)
+        total = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     # Two at a time: cores that would wait while one lays out a block lay out the other.
     total, _ = lax.scan(
-        lambda total, number: (total + (block(number) + block(number + 1)), None),
+        lambda total, number: (add(total, add(block(number), block(number + 1))), None),
         total,
         jnp.arange(count % 2, count, 2),
     )
-    return jnp.asarray(total)
+    return total
 
 
 def _block(batch: int, height: int, width: int, pixels: int) -> tuple[int, int]:
