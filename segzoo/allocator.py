@@ -14,6 +14,9 @@ import sys
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_LONG = 1.0
+
 
 def keep_freed_memory() -> bool:
     """Makes this process keep what is freed, for what is allocated next.
@@ -26,6 +29,9 @@ def keep_freed_memory() -> bool:
     glibc keeps large blocks for no thread but the first. So that this one allocates the room of a
     computation, those on a CPU are no longer dispatched asynchronously.
 
+    What the compiler leaves behind, often more than a step takes, serves nobody; it goes back to
+    the system when a compilation of a second or more is over, before its program runs.
+
     Returns:
         Whether malloc is glibc's and took the setting.
     """
@@ -34,7 +40,13 @@ def keep_freed_memory() -> bool:
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.monitoring.register_event_duration_secs_listener(_after_compiling)
     return True
+
+
+def _after_compiling(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == _COMPILED and duration_secs >= _LONG:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def malloc_keeps_freed_memory() -> bool:

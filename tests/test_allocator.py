@@ -28,9 +28,41 @@ print(int(statistics.median(faults)))
 KEEP = "from segzoo.allocator import keep_freed_memory; assert keep_freed_memory()"
 
 
+# Frees 64 MB in blocks that stay with malloc, compiles twice, the second time
+# long by another measure; prints what was resident before each and in the end.
+COMPILE = """
+import ctypes
+{first}
+import jax
+from segzoo import allocator
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) // 256
+jax.jit(lambda x: x + 1)(1.0)
+blocks = [libc.malloc(100_000) for _ in range(640)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks:
+    libc.free(block)
+found = [resident()]
+for number in (2, 3):
+    jax.jit(lambda x: x * number)(1.0)
+    found.append(resident())
+    allocator._LONG = 0
+print(*found)
+"""
+
+
 def faults(first, second):
+    return int(run(PROGRAM.format(first=first, second=second)))
+
+
+def run(program):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(first=first, second=second)],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
@@ -42,7 +74,7 @@ def faults(first, second):
             if name not in ("SEGZOO_KEEP_MEMORY", "XLA_FLAGS", "NPROC")
         },
     )
-    return int(done.stdout)
+    return done.stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc of Linux")
@@ -50,6 +82,13 @@ def test_what_is_freed_is_not_taken_from_the_system_again():
     assert faults(KEEP, "import jax") < 2000
     assert faults("import jax", KEEP) < 2000
     assert faults("", "") > 10_000  # 64 MB are 15,625 pages
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc of Linux")
+def test_what_a_long_compilation_leaves_goes_back():
+    freed, short, long = map(int, run(COMPILE.format(first=KEEP)).split())
+    assert short > freed - 10
+    assert long < freed - 40
 
 
 def test_the_environment_forbids_it(monkeypatch):
