@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from segzoo.ops.order import after
+
 Array = jax.Array
 
 
@@ -80,6 +82,8 @@ def _backward(
     cotangents: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, var = residuals
+    # The forward pass subtracts the mean, too: XLA would keep that difference beside `x` for here.
+    x = after(x, cotangents[0])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     cotangent, factor = cotangents[0].astype(wide), lax.rsqrt(var + epsilon)
     # Nothing shared by the sums and what follows them but a difference: more would be computed

@@ -94,3 +94,17 @@ def test_the_gradient_takes_two_sums_over_the_pixels():
         return text.count("stablehlo.reduce(")
 
     assert backward(ours) == 2 < backward(linen)
+
+
+def test_a_map_is_kept_once_for_the_gradient():
+    layers, shape = 10, (4, 32, 32, 16)
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = nn.relu(ours(x @ kernel, jnp.ones(16), jnp.zeros(16))[0])
+        return jnp.square(x).sum()
+
+    told = [jax.ShapeDtypeStruct((16, 16), jnp.float32)] * layers
+    program = jax.jit(jax.grad(loss)).lower(told, jax.ShapeDtypeStruct(shape, jnp.float32))
+    maps = program.compile().memory_analysis().temp_size_in_bytes / (4 * np.prod(shape))
+    assert maps < 2.5 * layers  # that, and what the next product multiplies
