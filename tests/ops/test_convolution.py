@@ -41,6 +41,20 @@ def test_3d_convolution(assert_same_function, strides, padding, dilation, kernel
     )
 
 
+def test_3d_convolutions_keep_their_maps_for_the_gradient_and_no_more():
+    layers, shape, kernel = 10, (2, 16, 16, 16, 32), (3, 3, 3, 32, 32)
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = jax.nn.relu(conv_general_dilated(x, kernel, (1, 1, 1), "SAME"))
+        return jnp.square(x).sum()
+
+    told = [jax.ShapeDtypeStruct(kernel, jnp.float32)] * layers
+    program = jax.jit(jax.grad(loss)).lower(told, jax.ShapeDtypeStruct(shape, jnp.float32))
+    maps = program.compile().memory_analysis().temp_size_in_bytes / (4 * np.prod(shape))
+    assert maps < 2.5 * layers
+
+
 def test_grouped_3d_convolution_takes_the_plain_way(assert_same_function):
     names = ("NDHWC", "DHWIO", "NDHWC")
 
