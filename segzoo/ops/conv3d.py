@@ -13,7 +13,7 @@ from jax import lax
 
 from segzoo.ops.conv2d import conv2d
 from segzoo.ops.order import after
-from segzoo.ops.windows import Numbers, Pairs, pad, seen_by_taps
+from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, seen_by_taps
 
 Array = jax.Array
 
@@ -53,48 +53,56 @@ def _given(
     flat = kernel.transpose(1, 2, 3, 0, 4).reshape(*window, c_in, taps * c_out)
     slices = x.reshape(batch * depth, height, width, c_in)
     given = conv2d(slices, flat, strides[1:], pads[1:], dilation[1:], precision)
-    # The slice that a tap gives to, counted from the one that gives.
-    targets = tuple(pads[0][0] - i * dilation[0] for i in range(taps))
-    y = _add_up(given, depth, targets)
-    return y.reshape(batch, depth, *y.shape[1:])
+    given = given.reshape(batch, depth, *given.shape[1:])
+    return _add_up(given, taps, pads[0], dilation[0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _add_up(given: Array, depth: int, targets: tuple[int, ...]) -> Array:
-    """`[B * D, H, W, taps * O] -> [B * D, H, W, O]`, slice by slice.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _add_up(given: Array, taps: int, pads: tuple[int, int], dilation: int) -> Array:
+    """`[B, D, H, W, taps * O] -> [B, D, H, W, O]`: what the taps along depth give to a slice."""
+    return given_by_taps(given, (taps, 1, 1), (pads, (0, 0), (0, 0)), (dilation, 1, 1))
+
+
+def _add_up_forward(
+    given: Array, taps: int, pads: tuple[int, int], dilation: int
+) -> tuple[Array, None]:
+    """The same, slice by slice.
 
     As one expression, XLA would compute it again in the gradient of what follows, and keep what was
     given, `taps` times as much, until then. Out of a loop comes an array.
     """
-    *sizes, channels = given.shape
-    channels //= len(targets)
+    batch, depth, *across, channels = given.shape
+    channels //= taps
 
     def add_slice(number: Array, y: Array) -> Array:
-        total = jnp.zeros((1, *sizes[1:], channels), given.dtype)
-        for tap, target in enumerate(targets):
-            # Starts outside of the array are moved inside.
-            start = (number - target, 0, 0, tap * channels)
+        image, place = number // depth, number % depth
+        total = jnp.zeros((1, 1, *across, channels), given.dtype)
+        for tap, target in enumerate(_targets(taps, pads, dilation)):
+            # A start outside of the array is moved inside.
+            start = (image, place - target, 0, 0, tap * channels)
             part = lax.dynamic_slice(given, start, total.shape)
-            place = number % depth - target
-            total += jnp.where((place >= 0) & (place < depth), part, 0)
-        return lax.dynamic_update_slice(y, total, (number, 0, 0, 0))
+            total += jnp.where((place >= target) & (place < depth + target), part, 0)
+        return lax.dynamic_update_slice(y, total, (image, place, 0, 0, 0))
 
     # Room is taken when the loop begins, not when the program does.
-    room = after(jnp.zeros((*sizes, channels), given.dtype), given)
-    return lax.fori_loop(0, len(given), add_slice, room)
-
-
-def _add_up_forward(given: Array, depth: int, targets: tuple[int, ...]) -> tuple[Array, None]:
-    return _add_up(given, depth, targets), None
+    room = after(jnp.zeros((batch, depth, *across, channels), given.dtype), given)
+    return lax.fori_loop(0, batch * depth, add_slice, room), None
 
 
 def _add_up_backward(
-    depth: int, targets: tuple[int, ...], _: None, cotangent: Array
+    taps: int, pads: tuple[int, int], dilation: int, _: None, cotangent: Array
 ) -> tuple[Array]:
-    """`[B * D, H, W, taps * O]`, in one pass; the pads of automatic gradients would take many."""
-    volume = cotangent.reshape(-1, depth, *cotangent.shape[1:])
-    shifted = (pad(volume, ((-target, target), (0, 0), (0, 0))) for target in targets)
-    return (jnp.concatenate([part.reshape(cotangent.shape) for part in shifted], axis=-1),)
+    """`[B, D, H, W, taps * O]`, in one pass; the pads of automatic gradients would take many."""
+    targets = _targets(taps, pads, dilation)
+    shifted = (pad(cotangent, ((-target, target), (0, 0), (0, 0))) for target in targets)
+    # As the slices that the gradient of `conv2d` takes: with depth, it would be copied.
+    slices = [part.reshape(-1, *part.shape[2:]) for part in shifted]
+    return (jnp.concatenate(slices, axis=-1).reshape(*cotangent.shape[:-1], -1),)
+
+
+def _targets(taps: int, pads: tuple[int, int], dilation: int) -> list[int]:
+    """The slice that each tap gives to, counted from the one that gives."""
+    return [pads[0] - tap * dilation for tap in range(taps)]
 
 
 _add_up.defvjp(_add_up_forward, _add_up_backward)
