@@ -108,6 +108,17 @@ def assert_same_function():
     return check
 
 
+@pytest.fixture
+def bytes_for_gradient():
+    """`bytes_for_gradient(loss, *args)`: what a compiled gradient needs beside its arguments."""
+
+    def read_off(loss, *args, argnums=0):
+        compiled = jax.jit(jax.grad(loss, argnums)).lower(*args).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    return read_off
+
+
 @pytest.fixture(scope="module")
 def compilation_cache(tmp_path_factory):
     """What a test compiles need not be compiled again by another of its module."""

@@ -8,6 +8,8 @@ import pytest
 
 from segzoo import allocator
 
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc of Linux")
+
 # Computes on 64 MB, jax imported before or after; prints the faults
 # of a usual call: now and then a block is still held from the one
 # before, and a place for one more is taken, once.
@@ -26,7 +28,6 @@ for _ in range(15):
 print(int(statistics.median(faults)))
 """
 KEEP = "from segzoo.allocator import keep_freed_memory; assert keep_freed_memory()"
-
 
 # Frees 64 MB in blocks that stay with malloc, compiles twice, the second time
 # long by another measure; prints what was resident before each and in the end.
@@ -77,14 +78,14 @@ def run(program):
     return done.stdout
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc of Linux")
+@on_linux
 def test_what_is_freed_is_not_taken_from_the_system_again():
     assert faults(KEEP, "import jax") < 2000
     assert faults("import jax", KEEP) < 2000
     assert faults("", "") > 10_000  # 64 MB are 15,625 pages
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc of Linux")
+@on_linux
 def test_what_a_long_compilation_leaves_goes_back():
     freed, short, long = map(int, run(COMPILE.format(first=KEEP)).split())
     assert short > freed - 10
