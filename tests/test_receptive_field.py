@@ -12,6 +12,7 @@ import segzoo
 from segzoo import SegzooError, registry
 from segzoo.backbones.vgg import VGG
 from segzoo.layers import Conv, ConvNormAct, max_pool
+from segzoo.ops.convolution import as_written
 from segzoo.reach import Reach, reach
 from segzoo.receptive_field import describe, model_fields, receptive_fields
 
@@ -198,7 +199,8 @@ def check_by_light(model, size=(63, 70), channels=3, **arguments):
         images[line, line] = 1
     for line in range(size[1]):
         images[size[0] + line, :, line] = 1
-    maps = jax.tree.leaves(apply(images))
+    with as_written():  # sums of rows that cancel leave rounding errors where all is dark
+        maps = jax.tree.leaves(apply(images))
     assert len(maps) == len(expected)
     for found, lines in zip(maps, expected, strict=True):
         for axis, part in ((1, slice(size[0])), (2, slice(size[0], None))):

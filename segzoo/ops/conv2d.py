@@ -1,38 +1,38 @@
-"""2-D convolution with a gradient that XLA's CPU compiler computes fast.
+"""2-D convolution with gradients that XLA's CPU compiler computes fast.
 
-Its forward pass and its gradient by the input reach nearly what products of matrices do, but its
-gradient by the kernel, a convolution with a filter as large as the image, falls to a fifth of that
-on large maps. Here it is a sum of products of matrices instead: a few rows of the image at a time
-are unfolded into patches, while they are in the cache, and multiplied by the cotangent.
+Each of the three, forward and the gradients by input and kernel, is put into the form that is
+fastest for its sizes.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from segzoo.ops.convolve2d import convolve2d
-from segzoo.ops.order import after
-from segzoo.ops.windows import Numbers, Pairs, seen_by_taps, sum_over_blocks
+from segzoo.ops.differentiable import Shape, differentiable
+from segzoo.ops.kernel_gradient import kernel_gradient, matrix_gradient, turned
+from segzoo.ops.windows import Numbers, Pairs
+from segzoo.ops.winograd2d import (
+    suits,
+    suits_gradient,
+    winograd_conv2d,
+    winograd_kernel_gradient,
+)
 
 Array = jax.Array
 
-# From how many output pixels of an image on the products win, and how many are unfolded at a time.
+# From how many output pixels of an image on products win over XLA's convolution.
 _LARGE = 150
-_BLOCK = 1024
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def conv2d(
     x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
 ) -> Array:
-    """`lax.conv_general_dilated` of two spatial axes and one group, its gradient fast on CPU.
+    """`lax.conv_general_dilated` of two spatial axes and one group, its gradients fast on CPU.
 
     Sums of the gradient by the kernel are in float32 at least. Reverse-mode differentiation only,
     or forward over it.
@@ -48,136 +48,59 @@ def conv2d(
     Returns:
         `[B, H', W', O]`.
     """
-    return convolve2d(x, kernel, strides, pads, dilation, precision)
+    return _conv2d(x, kernel, strides, pads, dilation, precision)
 
 
-def _forward(
-    x: CustomVJPPrimal,
-    kernel: CustomVJPPrimal,
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-    precision: object,
-) -> tuple[Array, tuple[Array, Array, tuple[()] | None]]:
-    y = convolve2d(x.value, kernel.value, strides, pads, dilation, precision)
-    # What is no array goes on by the structure alone.
-    return y, (x.value, kernel.value, () if kernel.perturbed else None)
-
-
-def _backward(
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-    precision: object,
-    kept: tuple[Array, Array, tuple[()] | None],
-    cotangent: Array | SymbolicZero,
-) -> tuple[Array, Array]:
-    x, kernel, learned = kept
-    if isinstance(cotangent, SymbolicZero):
-        return jnp.zeros_like(x), jnp.zeros_like(kernel)
-
-    def by_kernel(kernel: Array) -> Array:
-        return convolve2d(x, kernel, strides, pads, dilation, precision)
-
-    if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
-        seen = lax.slice(after(x, cotangent), (0,) * 4, x.shape, (1, *strides, 1))
-        for_kernel = _matrix_gradient(seen, cotangent).astype(kernel.dtype)[None, None]
-    elif math.prod(cotangent.shape[1:-1]) < _LARGE:
-        (for_kernel,) = jax.linear_transpose(by_kernel, kernel)(cotangent)
-    else:
-        # Not padded before the gradient is there.
-        seen = after(x, cotangent)
-        for_kernel = _kernel_gradient(seen, cotangent, kernel.shape, strides, pads, dilation)
-        for_kernel = for_kernel.astype(kernel.dtype)
-    if learned is not None:
-        # The gradient goes on once nothing here needs it any more.
-        kernel = after(kernel, for_kernel)
-    for_x = _input_gradient(x, cotangent, kernel, strides, pads, dilation, precision)
-    return for_x, for_kernel
-
-
-conv2d.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _input_gradient(
-    x: Array,
+def input_gradient2d(
     cotangent: Array,
     kernel: Array,
+    shape: Shape,
     strides: Numbers,
     pads: Pairs,
     dilation: Numbers,
     precision: object,
 ) -> Array:
-    """`[B, H, W, C]`: what the taps passed on comes back through them."""
+    """`[B, H, W, C]`, of that shape: what the taps passed on comes back through them."""
     if max(strides) > 1:
 
         def by_input(x: Array) -> Array:
             return convolve2d(x, kernel, strides, pads, dilation, precision)
 
-        (gradient,) = jax.linear_transpose(by_input, x)(cotangent)
+        image = jax.ShapeDtypeStruct(shape, cotangent.dtype)
+        (gradient,) = jax.linear_transpose(by_input, image)(cotangent)
         return jnp.asarray(gradient)
+    around = turned(kernel.shape[:2], pads, dilation)
+    if suits(cotangent, kernel.shape, shape, strides, dilation, back=True):
+        numbers = (around, dilation, precision)
+        return winograd_conv2d(cotangent, kernel, *numbers, back=True, as_array=True)
     back = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
-    around = _turned(kernel.shape, pads, dilation)
     return convolve2d(cotangent, back, strides, around, dilation, precision)
 
 
-def _turned(shape: Sequence[int], pads: Pairs, dilation: Numbers) -> Pairs:
-    """The pads with which a kernel leads back, from outputs to inputs."""
-    reaches = ((k - 1) * d for k, d in zip(shape, dilation, strict=False))
-    return tuple((r - before, r - after) for r, (before, after) in zip(reaches, pads, strict=True))
-
-
-def _matrix_gradient(x: Array, cotangent: Array) -> Array:
-    """`[C, O]`: the gradient of a convolution of one pixel, a product over all pixels."""
-    c_in, c_out = x.shape[-1], cotangent.shape[-1]
-    x, cotangent = x.reshape(-1, c_in), cotangent.reshape(-1, c_out)
-    total_dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # The first of two factors is laid out anew: the narrower one.
-    if c_in <= c_out:
-        return jnp.matmul(x.T, cotangent, preferred_element_type=total_dtype)
-    return jnp.matmul(cotangent.T, x, preferred_element_type=total_dtype).T
-
-
-def _kernel_gradient(
+def kernel_gradient2d(
     x: Array,
     cotangent: Array,
-    shape: tuple[int, ...],
+    shape: Shape,
     strides: Numbers,
     pads: Pairs,
     dilation: Numbers,
+    precision: object,
 ) -> Array:
-    """`[kh, kw, C, O]`: the sum over places of what a tap saw there, times the cotangent there."""
-    *window, c_in, c_out = shape
-    if max(strides) > 1 or c_in < 4 * c_out:
-        return _products(x, cotangent, window, strides, pads, dilation)
-    # Far fewer channels come out than went in: unfolded is what came out, as each input saw it.
-    around = _turned(window, pads, dilation)
-    seen_back = _products(cotangent, x, window, strides, around, dilation)
-    return jnp.flip(seen_back, (0, 1)).transpose(0, 1, 3, 2)
+    """`[kh, kw, C, O]`, of that shape: the sum of what a tap saw times the cotangent there."""
+    if shape[:2] == (1, 1) and not any(map(any, pads)):
+        seen = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
+        return matrix_gradient(seen, cotangent)[None, None]
+    if suits_gradient(x, shape, cotangent.shape, strides, dilation):
+        return winograd_kernel_gradient(x, cotangent, shape, pads, dilation)
+    if math.prod(cotangent.shape[1:-1]) >= _LARGE:
+        return kernel_gradient(x, cotangent, shape, strides, pads, dilation)
+
+    def by_kernel(kernel: Array) -> Array:
+        return convolve2d(x, kernel, strides, pads, dilation, precision)
+
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+    (gradient,) = jax.linear_transpose(by_kernel, kernel)(cotangent)
+    return jnp.asarray(gradient)
 
 
-def _products(
-    x: Array,
-    cotangent: Array,
-    window: Sequence[int],
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-) -> Array:
-    """`[kh, kw, C, O]`: the sum over blocks of rows of `patches(x).T @ cotangent`, float32."""
-    c_in, c_out = x.shape[-1], cotangent.shape[-1]
-    columns = math.prod(window) * c_in
-    total_dtype = jnp.promote_types(x.dtype, jnp.float32)
-
-    def product(seen: Array, met: Array) -> Array:
-        left = met.reshape(-1, c_out).T
-        if c_out <= columns:  # laid out in memory it is multiplied faster
-            left = lax.optimization_barrier(left)
-        # Matrices are laid side by side faster than arrays of four axes.
-        taps = [tap.reshape(-1, c_in) for tap in seen_by_taps(seen, window, strides, dilation)]
-        patches = jnp.concatenate(taps, axis=-1)
-        return jnp.matmul(left, patches, preferred_element_type=total_dtype)
-
-    reach = (window[0] - 1) * dilation[0] + 1
-    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, _BLOCK)
-    return total.T.reshape(*window, c_in, c_out)
+_conv2d = differentiable(convolve2d, input_gradient2d, kernel_gradient2d)

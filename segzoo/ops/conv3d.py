@@ -1,6 +1,7 @@
-"""3-D convolution as 2-D ones: depth joins the batch, its taps become channels.
+"""3-D convolution as 2-D ones of slices: XLA's CPU compiler has none for volumes that is fast.
 
-XLA's CPU compiler has a fast 2-D convolution, with `conv2d`'s gradient, and none for volumes.
+Along depth goes Winograd's algorithm, and `conv2d` computes the slices. Where that does not pay,
+the taps along depth become channels.
 """
 
 from __future__ import annotations
@@ -11,11 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segzoo.ops.conv2d import conv2d
+from segzoo.ops.conv2d import conv2d, input_gradient2d, kernel_gradient2d
+from segzoo.ops.convolve2d import convolve2d
+from segzoo.ops.differentiable import Shape, differentiable
+from segzoo.ops.kernel_gradient import turned
 from segzoo.ops.order import after
-from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, seen_by_taps
+from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, padded_size, places, seen_by_taps
+from segzoo.ops.winograd import convolve_axis, kernel_gradient_axis, suits_axis
 
 Array = jax.Array
+
+# From so many channels on both sides on Winograd's algorithm pays.
+_CHANNELS = 16
 
 
 def conv3d(
@@ -35,10 +43,85 @@ def conv3d(
         `[B, D', H', W', O]`.
     """
     *_, c_in, c_out = kernel.shape
+    (depth,) = places(padded_size(x.shape[1:2], pads[:1]), kernel.shape[:1], (1,), dilation[:1])
+    if min(c_in, c_out) >= _CHANNELS and suits_axis(x.dtype, len(kernel), depth, strides, dilation):
+        return _halved(x, kernel, strides, pads, dilation, precision)
     keeps_depth = strides[0] == 1 and sum(pads[0]) == (kernel.shape[0] - 1) * dilation[0]
     # What the taps give is laid side by side, or what they see, whichever is not the much wider.
     form = _given if keeps_depth and 2 * c_in >= c_out else _seen
     return form(x, kernel, strides, pads, dilation, precision)
+
+
+def _convolve(
+    x: Array,
+    kernel: Array,
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    precision: object,
+    *,
+    as_array: bool = False,
+) -> Array:
+    """Sums of slices, convolved in 2-D and added up again."""
+
+    def along(slices: Array, taps: Array) -> Array:
+        flat = slices.reshape(-1, *slices.shape[3:])
+        y = convolve2d(flat, taps, strides[1:], pads[1:], dilation[1:], precision)
+        return y.reshape(*slices.shape[:3], *y.shape[1:])
+
+    (height,) = places(padded_size(x.shape[2:3], pads[1:2]), kernel.shape[1:2], (1,), dilation[1:2])
+    numbers = (_depth_alone(pads), dilation[0])
+    return convolve_axis(x, kernel, *numbers, along, height, as_array=as_array)
+
+
+def _by_input(
+    cotangent: Array,
+    kernel: Array,
+    shape: Shape,
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    precision: object,
+) -> Array:
+    """`[B, D, H, W, C]`."""
+
+    def along(slices: Array, taps: Array) -> Array:
+        flat = slices.reshape(-1, *slices.shape[3:])
+        image = (len(flat), *shape[2:])
+        numbers = (strides[1:], pads[1:], dilation[1:], precision)
+        gradient = input_gradient2d(flat, taps, image, *numbers)
+        return gradient.reshape(*slices.shape[:3], *shape[2:])
+
+    around = turned(kernel.shape[:1], pads[:1], dilation[:1])
+    numbers = (_depth_alone(around), dilation[0])
+    return convolve_axis(cotangent, kernel[::-1], *numbers, along, shape[2], as_array=True)
+
+
+def _by_kernel(
+    x: Array,
+    cotangent: Array,
+    shape: Shape,
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    precision: object,
+) -> Array:
+    """`[3, kh, kw, C, O]`."""
+
+    def along(seen: Array, met: Array) -> Array:
+        seen, met = (slices.reshape(-1, *slices.shape[3:]) for slices in (seen, met))
+        numbers = (strides[1:], pads[1:], dilation[1:], precision)
+        return kernel_gradient2d(seen, met, shape[1:], *numbers)
+
+    return kernel_gradient_axis(x, cotangent, _depth_alone(pads), dilation[0], along)
+
+
+def _depth_alone(pads: Pairs) -> Pairs:
+    """Without those of the other axes, which convolutions of slices have."""
+    return (pads[0], (0, 0), (0, 0))
+
+
+_halved = differentiable(_convolve, _by_input, _by_kernel)
 
 
 def _given(

@@ -5,9 +5,11 @@ Everything works on channels-last arrays `[B, *S, C]` with kernels `[*k, C, O]`.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +23,25 @@ from segzoo.ops.convolve2d import unfolded_conv2d
 from segzoo.ops.depthwise import depthwise_conv
 from segzoo.ops.spatial import crop_to
 from segzoo.ops.windows import crop, depth_to_space, explicit_pads, pad, padded_size, places
+from segzoo.ops.winograd2d import suits
 
 Array = jax.Array
+
+_reformulated = contextvars.ContextVar("reformulated", default=True)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Within, `conv_general_dilated` is lax's own.
+
+    For who reads in a program which pixels a value depends on: Winograd's sums have all those of
+    six rows in them, most of which cancel.
+    """
+    token = _reformulated.set(False)
+    try:
+        yield
+    finally:
+        _reformulated.reset(token)
 
 
 def conv_general_dilated(
@@ -43,9 +62,12 @@ def conv_general_dilated(
     pixels are fewer than channels, and three axes to `conv3d`.
     """
     rank, groups = lhs.ndim - 2, feature_group_count
-    ours = jax.default_backend() == "cpu" and set(lhs_dilation or (1,)) == {1}
+    ours = _reformulated.get() and jax.default_backend() == "cpu"
+    ours = ours and set(lhs_dilation or (1,)) == {1}
     depthwise = 1 < groups == lhs.shape[-1] == rhs.shape[-1]
     if not ours or not (depthwise or (groups == 1 and rank in (2, 3))):
+        axes = "DHW"[-rank:]
+        dimension_numbers = dimension_numbers or (f"N{axes}C", f"{axes}IO", f"N{axes}C")
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -63,8 +85,9 @@ def conv_general_dilated(
     pads = explicit_pads(padding, lhs.shape[1:-1], rhs.shape[:-2], strides, dilation)
     if rank == 2:
         size = padded_size(lhs.shape[1:-1], pads)
-        pixels = lhs.shape[0] * math.prod(places(size, rhs.shape[:-2], strides, dilation))
-        if pixels <= rhs.shape[-1]:
+        result = (len(lhs), *places(size, rhs.shape[:-2], strides, dilation))
+        halved = suits(lhs, rhs.shape, result, strides, dilation)
+        if math.prod(result) <= rhs.shape[-1] and not halved:
             return unfolded_conv2d(lhs, rhs, strides, pads, dilation, precision)
         return conv2d(lhs, rhs, strides, pads, dilation, precision)
 

@@ -1,9 +1,10 @@
 """2-D convolution in the form that XLA's CPU compiler computes fast.
 
-Which form depends on the sizes: a product of matrices, or one of the two implementations of
-convolution that XLA has. By its own choice it takes the first, YNNPACK's, wherever that is
-possible. That one gives the cores tiles of a row, and where a row has fewer tiles than there are
-cores some stand idle, while the second, Eigen's, divides all rows among them.
+Which form depends on the sizes: a product of matrices, Winograd's algorithm, or one of the two
+implementations of convolution that XLA has. By its own choice it takes the first of these,
+YNNPACK's, wherever that is possible. That one gives the cores tiles of a row, and where a row has
+fewer tiles than there are cores some stand idle, while the second, Eigen's, divides all rows among
+them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax import lax
 
 from segzoo.cores import usable_cores
 from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, padded_size, places, seen_by_taps
+from segzoo.ops.winograd2d import suits, winograd_conv2d
 
 Array = jax.Array
 
@@ -33,17 +35,29 @@ _FEW_CHANNELS = 16
 
 
 # A call of its own in every program: `segzoo.cost` counts the rows of the result alone.
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), static_argnames="as_array")
 def convolve2d(
-    x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers, precision: object
+    x: Array,
+    kernel: Array,
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    precision: object,
+    *,
+    as_array: bool = False,
 ) -> Array:
-    """`lax.conv_general_dilated` of two spatial axes and one group; arguments as `conv2d` has."""
+    """`lax.conv_general_dilated` of two spatial axes and one group.
+
+    The arguments are `conv2d`'s, and `as_array` is `winograd.convolve_axis`'s.
+    """
     if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
         # Of one pixel: a product of matrices, for which XLA takes it on other devices only.
         x = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
         return jnp.matmul(x, kernel[0, 0], precision=precision)  # type: ignore[arg-type]
     size = padded_size(x.shape[1:3], pads)
     height, width = places(size, kernel.shape[:2], strides, dilation)
+    if suits(x, kernel.shape, (len(x), height, width), strides, dilation):
+        return winograd_conv2d(x, kernel, pads, dilation, precision, as_array=as_array)
     more = 0
     if _leaves_cores_idle(x, kernel, strides, height, width):
         if kernel.shape[3] <= _FEW_CHANNELS and 4 * kernel.shape[3] <= kernel.shape[2]:

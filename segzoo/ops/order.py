@@ -20,7 +20,12 @@ def after(x: Array, other: Array) -> Array:
         x: floating, of any shape.
         other: floating, of any shape with at least one element.
     """
-    first = other[(0,) * other.ndim]
-    # 0 for every number, but XLA does not know; less 0, numbers stay what they are, -0 too.
-    nothing = jnp.minimum(jnp.isnan(first), 0)
-    return x - nothing.astype(x.dtype)
+    # Less 0, numbers stay what they are, -0 too.
+    return x - unknown_zero(other).astype(x.dtype)
+
+
+def unknown_zero(x: Array) -> Array:
+    """Returns the integer 0, of which XLA does not know what it is, nor that it could be had without
+    `x`: floating, of any shape with at least one element.
+    """
+    return jnp.minimum(jnp.isnan(x[(0,) * x.ndim]), 0)

@@ -21,6 +21,7 @@ import numpy as np
 from jax.extend import core
 
 from segzoo.errors import SegzooError
+from segzoo.ops.convolution import as_written
 from segzoo.reach.moves import MOVES
 from segzoo.reach.rules import RULES
 from segzoo.reach.values import Fixed, Line, Seen, Shape, Unknown, Value
@@ -69,7 +70,8 @@ def reach(function: Callable[..., Any], image: Any, *others: Any) -> Any:
     Raises:
         SegzooError: when a result depends on the image through an operation without a rule.
     """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(image, *others)
+    with as_written():
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(image, *others)
     arguments: list[Value] = [Fixed(tuple(var.aval.shape)) for var in closed.jaxpr.invars]
     arguments[0] = _image(tuple(image.shape))
     results = [_finish(value) for value in _run(closed, arguments)]

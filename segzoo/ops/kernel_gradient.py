@@ -1,0 +1,86 @@
+"""The gradient of a 2-D convolution by its kernel, as products of matrices.
+
+XLA's CPU compiler has it as a convolution with a filter as large as the image. Here a few rows of
+the image at a time are unfolded into patches, while they are in the cache, and multiplied by the
+cotangent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from segzoo.ops.windows import Numbers, Pairs, seen_by_taps, sum_over_blocks
+
+Array = jax.Array
+
+# How many pixels are unfolded at a time.
+_BLOCK = 1024
+
+
+def turned(shape: Sequence[int], pads: Pairs, dilation: Numbers) -> Pairs:
+    """The pads with which a kernel of such sides leads back, from outputs to inputs."""
+    reaches = ((k - 1) * d for k, d in zip(shape, dilation, strict=True))
+    return tuple((r - before, r - after) for r, (before, after) in zip(reaches, pads, strict=True))
+
+
+def matrix_gradient(x: Array, cotangent: Array) -> Array:
+    """`[C, O]`: the gradient of a convolution of one pixel, a product over all pixels."""
+    c_in, c_out = x.shape[-1], cotangent.shape[-1]
+    x, cotangent = x.reshape(-1, c_in), cotangent.reshape(-1, c_out)
+    total_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    # The first of two factors is laid out anew: the narrower one.
+    if c_in <= c_out:
+        return jnp.matmul(x.T, cotangent, preferred_element_type=total_dtype)
+    return jnp.matmul(cotangent.T, x, preferred_element_type=total_dtype).T
+
+
+def kernel_gradient(
+    x: Array,
+    cotangent: Array,
+    shape: tuple[int, ...],
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    block: int = _BLOCK,
+) -> Array:
+    """`[kh, kw, C, O]`: the sum over places of what a tap saw there, times the cotangent there."""
+    *window, c_in, c_out = shape
+    if max(strides) > 1 or c_in < 4 * c_out:
+        return _products(x, cotangent, window, strides, pads, dilation, block)
+    # Far fewer channels come out than went in: unfolded is what came out, as each input saw it.
+    around = turned(window, pads, dilation)
+    seen_back = _products(cotangent, x, window, strides, around, dilation, block)
+    return jnp.flip(seen_back, (0, 1)).transpose(0, 1, 3, 2)
+
+
+def _products(
+    x: Array,
+    cotangent: Array,
+    window: Sequence[int],
+    strides: Numbers,
+    pads: Pairs,
+    dilation: Numbers,
+    block: int = _BLOCK,
+) -> Array:
+    """`[kh, kw, C, O]`: the sum over blocks of rows of `patches(x).T @ cotangent`, float32."""
+    c_in, c_out = x.shape[-1], cotangent.shape[-1]
+    columns = math.prod(window) * c_in
+    total_dtype = jnp.promote_types(x.dtype, jnp.float32)
+
+    def product(seen: Array, met: Array) -> Array:
+        left = met.reshape(-1, c_out).T
+        if c_out <= columns:  # laid out in memory it is multiplied faster
+            left = lax.optimization_barrier(left)
+        # Matrices are laid side by side faster than arrays of four axes.
+        taps = [tap.reshape(-1, c_in) for tap in seen_by_taps(seen, window, strides, dilation)]
+        patches = jnp.concatenate(taps, axis=-1)
+        return jnp.matmul(left, patches, preferred_element_type=total_dtype)
+
+    reach = (window[0] - 1) * dilation[0] + 1
+    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, block)
+    return total.T.reshape(*window, c_in, c_out)
