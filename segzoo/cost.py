@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from segzoo.errors import SegzooError
+from segzoo.ops.conv3d import convolve3d
 from segzoo.ops.convolution import transposed_convolution
 from segzoo.ops.convolve2d import convolve2d
 from segzoo.ops.depthwise import depthwise_convolution
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 # What calls of these are named.
 _TRANSPOSED = inspect.unwrap(transposed_convolution).__name__
-_DIRECT = {inspect.unwrap(call).__name__ for call in (convolve2d, depthwise_convolution)}
+_DIRECT = {
+    inspect.unwrap(call).__name__ for call in (convolve2d, convolve3d, depthwise_convolution)
+}
 
 
 @dataclasses.dataclass(frozen=True)

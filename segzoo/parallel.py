@@ -105,7 +105,9 @@ def must_block_every_step() -> bool:
 
 def psum(tree: Any, axis_name: str | None) -> Any:
     """Sums every leaf over the devices; the identity without an axis."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    # On one device XLA would copy everything. The size of an axis is known when a step is traced.
+    alone = axis_name is None or jax.lax.psum(1, axis_name) == 1
+    return tree if alone else jax.lax.psum(tree, axis_name)
 
 
 def all_gather(tree: Any, axis_name: str | None) -> Any:

@@ -31,15 +31,22 @@ def test_a_convolution_counts_every_tap_of_every_output():
     assert grouped == 4 * 4 * 6 * 9
 
 
-def test_the_fast_convolution_in_3d_counts_the_same():
+@pytest.mark.parametrize("channels", [(2, 4), (64, 96)], ids=["plain", "with half the products"])
+def test_the_fast_convolution_in_3d_counts_the_same(channels):
     numbers = ("NDHWC", "DHWIO", "NDHWC")
-    shapes = (1, 6, 8, 8, 2), (3, 3, 3, 2, 4)
+    shapes = (1, 6, 8, 8, channels[0]), (3, 3, 3, *channels)
     plain = count(
         lambda x, k: lax.conv_general_dilated(x, k, (1,) * 3, "SAME", dimension_numbers=numbers),
         *shapes,
     )
     fast = count(lambda x, k: conv_general_dilated(x, k, (1,) * 3, "SAME"), *shapes)
-    assert fast == plain == 6 * 8 * 8 * 4 * 27 * 2
+    assert fast == plain == 6 * 8 * 8 * 27 * math.prod(channels)
+
+
+def test_the_fast_convolution_with_half_the_products_counts_the_same():
+    shapes = (2, 120, 122, 64), (3, 3, 64, 96)
+    fast = count(lambda x, k: conv_general_dilated(x, k, (1, 1), "SAME"), *shapes)
+    assert fast == 2 * 120 * 122 * 9 * 64 * 96
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (4, 2), (3, 2), (5, 3)])

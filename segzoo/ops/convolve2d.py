@@ -34,7 +34,7 @@ _BUSY = 0.85
 _FEW_CHANNELS = 16
 
 
-# A call of its own in every program: `segzoo.cost` counts the rows of the result alone.
+# A call of its own in every program: `segzoo.cost` counts it as a plain convolution.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), static_argnames="as_array")
 def convolve2d(
     x: Array,

@@ -25,7 +25,9 @@ def after(x: Array, other: Array) -> Array:
 
 
 def unknown_zero(x: Array) -> Array:
-    """Returns the integer 0, of which XLA does not know what it is, nor that it could be had without
-    `x`: floating, of any shape with at least one element.
+    """Returns the integer 0. XLA does not know that it is, nor that it needs no `x` to be had.
+
+    Args:
+        x: floating, of any shape with at least one element.
     """
     return jnp.minimum(jnp.isnan(x[(0,) * x.ndim]), 0)
