@@ -97,7 +97,7 @@ def winograd_conv2d(
     _, width = places(padded_size(x.shape[1:3], pads), kernel.shape[:2], (1, 1), dilation)
     if back:
         kernel = jnp.flip(kernel, (0, 1))
-    wide = min(kernel.shape[2:]) >= (_WIDE_BACK if back else _WIDE)
+    wide = kernel.shape[1] == 1 or min(kernel.shape[2:]) >= (_WIDE_BACK if back else _WIDE)
 
     def along(row: Array, taps: Array) -> Array:
         form = _products if wide else _convolution

@@ -123,7 +123,7 @@ class TestWhere:
     def test_large_maps_of_many_channels(self):
         assert convolved()
         assert convolved(dilation=(2, 2))
-        assert convolved(kernel=(3, 1, 64, 192))
+        assert convolved(kernel=(3, 2, 64, 128))
 
     @pytest.mark.parametrize(
         "arguments",
