@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.ops.convolve2d import convolve2d
-from segzoo.ops.differentiable import Shape, differentiable
+from segzoo.ops.differentiable import Setting, Shape, differentiable
 from segzoo.ops.kernel_gradient import kernel_gradient, matrix_gradient, turned
 from segzoo.ops.windows import Numbers, Pairs
 from segzoo.ops.winograd2d import (
@@ -48,23 +48,16 @@ def conv2d(
     Returns:
         `[B, H', W', O]`.
     """
-    return _conv2d(x, kernel, strides, pads, dilation, precision)
+    return _conv2d(x, kernel, Setting(strides, pads, dilation, precision))
 
 
-def input_gradient2d(
-    cotangent: Array,
-    kernel: Array,
-    shape: Shape,
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-    precision: object,
-) -> Array:
+def input_gradient2d(cotangent: Array, kernel: Array, shape: Shape, setting: Setting) -> Array:
     """`[B, H, W, C]`, of that shape: what the taps passed on comes back through them."""
+    strides, pads, dilation, precision = setting
     if max(strides) > 1:
 
         def by_input(x: Array) -> Array:
-            return convolve2d(x, kernel, strides, pads, dilation, precision)
+            return convolve2d(x, kernel, *setting)
 
         image = jax.ShapeDtypeStruct(shape, cotangent.dtype)
         (gradient,) = jax.linear_transpose(by_input, image)(cotangent)
@@ -77,16 +70,9 @@ def input_gradient2d(
     return convolve2d(cotangent, back, strides, around, dilation, precision)
 
 
-def kernel_gradient2d(
-    x: Array,
-    cotangent: Array,
-    shape: Shape,
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-    precision: object,
-) -> Array:
+def kernel_gradient2d(x: Array, cotangent: Array, shape: Shape, setting: Setting) -> Array:
     """`[kh, kw, C, O]`, of that shape: the sum of what a tap saw times the cotangent there."""
+    strides, pads, dilation, _ = setting
     if shape[:2] == (1, 1) and not any(map(any, pads)):
         seen = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
         return matrix_gradient(seen, cotangent)[None, None]
@@ -96,7 +82,7 @@ def kernel_gradient2d(
         return kernel_gradient(x, cotangent, shape, strides, pads, dilation)
 
     def by_kernel(kernel: Array) -> Array:
-        return convolve2d(x, kernel, strides, pads, dilation, precision)
+        return convolve2d(x, kernel, *setting)
 
     kernel = jax.ShapeDtypeStruct(shape, x.dtype)
     (gradient,) = jax.linear_transpose(by_kernel, kernel)(cotangent)

@@ -10,13 +10,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from segzoo.ops.conv2d import conv2d, input_gradient2d, kernel_gradient2d
 from segzoo.ops.convolve2d import convolve2d
-from segzoo.ops.differentiable import Shape, differentiable
+from segzoo.ops.differentiable import Setting, Shape, differentiable
 from segzoo.ops.kernel_gradient import turned
-from segzoo.ops.order import after
+from segzoo.ops.order import once
 from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, padded_size, places, seen_by_taps
 from segzoo.ops.winograd import convolve_axis, kernel_gradient_axis, suits_axis
 
@@ -45,7 +44,7 @@ def conv3d(
     *_, c_in, c_out = kernel.shape
     (depth,) = places(padded_size(x.shape[1:2], pads[:1]), kernel.shape[:1], (1,), dilation[:1])
     if min(c_in, c_out) >= _CHANNELS and suits_axis(x.dtype, len(kernel), depth, strides, dilation):
-        return _halved(x, kernel, strides, pads, dilation, precision)
+        return _halved(x, kernel, Setting(strides, pads, dilation, precision))
     keeps_depth = strides[0] == 1 and sum(pads[0]) == (kernel.shape[0] - 1) * dilation[0]
     # What the taps give is laid side by side, or what they see, whichever is not the much wider.
     form = _given if keeps_depth and 2 * c_in >= c_out else _seen
@@ -65,60 +64,54 @@ def convolve3d(
     as_array: bool = False,
 ) -> Array:
     """Sums of slices, convolved in 2-D and added up again."""
+    setting = Setting(strides, pads, dilation, precision)
 
     def along(slices: Array, taps: Array) -> Array:
-        flat = slices.reshape(-1, *slices.shape[3:])
-        y = convolve2d(flat, taps, strides[1:], pads[1:], dilation[1:], precision)
-        return y.reshape(*slices.shape[:3], *y.shape[1:])
+        return _unflat(convolve2d(_flat(slices), taps, *_of_slices(setting)), slices)
 
-    (height,) = places(padded_size(x.shape[2:3], pads[1:2]), kernel.shape[1:2], (1,), dilation[1:2])
-    numbers = (_depth_alone(pads), dilation[0])
-    return convolve_axis(x, kernel, *numbers, along, height, as_array=as_array)
+    return convolve_axis(x, kernel, _of_depth(pads), dilation[0], along, as_array=as_array)
 
 
-def _by_input(
-    cotangent: Array,
-    kernel: Array,
-    shape: Shape,
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-    precision: object,
-) -> Array:
+def _by_input(cotangent: Array, kernel: Array, shape: Shape, setting: Setting) -> Array:
     """`[B, D, H, W, C]`."""
 
     def along(slices: Array, taps: Array) -> Array:
-        flat = slices.reshape(-1, *slices.shape[3:])
+        flat = _flat(slices)
         image = (len(flat), *shape[2:])
-        numbers = (strides[1:], pads[1:], dilation[1:], precision)
-        gradient = input_gradient2d(flat, taps, image, *numbers)
-        return gradient.reshape(*slices.shape[:3], *shape[2:])
+        return _unflat(input_gradient2d(flat, taps, image, _of_slices(setting)), slices)
 
-    around = turned(kernel.shape[:1], pads[:1], dilation[:1])
-    numbers = (_depth_alone(around), dilation[0])
-    return convolve_axis(cotangent, kernel[::-1], *numbers, along, shape[2], as_array=True)
+    around = turned(kernel.shape[:1], setting.pads[:1], setting.dilation[:1])
+    numbers = (_of_depth(around), setting.dilation[0])
+    return convolve_axis(cotangent, kernel[::-1], *numbers, along, as_array=True)
 
 
-def _by_kernel(
-    x: Array,
-    cotangent: Array,
-    shape: Shape,
-    strides: Numbers,
-    pads: Pairs,
-    dilation: Numbers,
-    precision: object,
-) -> Array:
+def _by_kernel(x: Array, cotangent: Array, shape: Shape, setting: Setting) -> Array:
     """`[3, kh, kw, C, O]`."""
 
     def along(seen: Array, met: Array) -> Array:
-        seen, met = (slices.reshape(-1, *slices.shape[3:]) for slices in (seen, met))
-        numbers = (strides[1:], pads[1:], dilation[1:], precision)
-        return kernel_gradient2d(seen, met, shape[1:], *numbers)
+        return kernel_gradient2d(_flat(seen), _flat(met), shape[1:], _of_slices(setting))
 
-    return kernel_gradient_axis(x, cotangent, _depth_alone(pads), dilation[0], along)
+    numbers = (_of_depth(setting.pads), setting.dilation[0])
+    return kernel_gradient_axis(x, cotangent, *numbers, along)
 
 
-def _depth_alone(pads: Pairs) -> Pairs:
+def _flat(slices: Array) -> Array:
+    """`[B, q, d, H, W, C] -> [B * q * d, H, W, C]`."""
+    return slices.reshape(-1, *slices.shape[3:])
+
+
+def _unflat(flat: Array, slices: Array) -> Array:
+    """As many slices as those, again."""
+    return flat.reshape(*slices.shape[:3], *flat.shape[1:])
+
+
+def _of_slices(setting: Setting) -> Setting:
+    """That of the 2-D convolution of each slice."""
+    strides, pads, dilation, precision = setting
+    return Setting(strides[1:], pads[1:], dilation[1:], precision)
+
+
+def _of_depth(pads: Pairs) -> Pairs:
     """Without those of the other axes, which convolutions of slices have."""
     return (pads[0], (0, 0), (0, 0))
 
@@ -151,27 +144,8 @@ def _add_up(given: Array, taps: int, pads: tuple[int, int], dilation: int) -> Ar
 def _add_up_forward(
     given: Array, taps: int, pads: tuple[int, int], dilation: int
 ) -> tuple[Array, None]:
-    """The same, slice by slice.
-
-    As one expression, XLA would compute it again in the gradient of what follows, and keep what was
-    given, `taps` times as much, until then. Out of a loop comes an array.
-    """
-    batch, depth, *across, channels = given.shape
-    channels //= taps
-
-    def add_slice(number: Array, y: Array) -> Array:
-        image, place = number // depth, number % depth
-        total = jnp.zeros((1, 1, *across, channels), given.dtype)
-        for tap, target in enumerate(_targets(taps, pads, dilation)):
-            # A start outside of the array is moved inside.
-            start = (image, place - target, 0, 0, tap * channels)
-            part = lax.dynamic_slice(given, start, total.shape)
-            total += jnp.where((place >= target) & (place < depth + target), part, 0)
-        return lax.dynamic_update_slice(y, total, (image, place, 0, 0, 0))
-
-    # Room is taken when the loop begins, not when the program does.
-    room = after(jnp.zeros((batch, depth, *across, channels), given.dtype), given)
-    return lax.fori_loop(0, batch * depth, add_slice, room), None
+    """The same, `once`: what was given is `taps` times as large as the result."""
+    return once(_add_up, given, taps, pads, dilation), None
 
 
 def _add_up_backward(

@@ -65,7 +65,7 @@ def _products(
     strides: Numbers,
     pads: Pairs,
     dilation: Numbers,
-    block: int = _BLOCK,
+    block: int,
 ) -> Array:
     """`[kh, kw, C, O]`: the sum over blocks of rows of `patches(x).T @ cotangent`, float32."""
     c_in, c_out = x.shape[-1], cotangent.shape[-1]

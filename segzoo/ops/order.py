@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Array = jax.Array
 
@@ -21,13 +25,33 @@ def after(x: Array, other: Array) -> Array:
         other: floating, of any shape with at least one element.
     """
     # Less 0, numbers stay what they are, -0 too.
-    return x - unknown_zero(other).astype(x.dtype)
+    return x - _unknown_zero(other).astype(x.dtype)
 
 
-def unknown_zero(x: Array) -> Array:
-    """Returns the integer 0. XLA does not know that it is, nor that it needs no `x` to be had.
+def once(compute: Callable[..., Array], x: Any, *others: Any) -> Array:
+    """Returns `compute(x, *others)`, computed once and kept as an array.
+
+    As an expression, XLA would compute it again in everything that reads it, the gradient of what
+    follows too, and keep `x` until then. Out of a loop comes an array: one of a single round, of
+    which XLA does not know that it is the only one.
 
     Args:
-        x: floating, of any shape with at least one element.
+        compute: traceable.
+        x: a floating array with at least one element, or several.
+        *others: further arguments, which are no arrays.
     """
+    shape = jax.eval_shape(lambda x: compute(x, *others), x)
+    # Room is taken when the loop begins, not when the program does.
+    none = _unknown_zero(jax.tree.leaves(x)[-1])
+    room = jnp.broadcast_to(none.astype(shape.dtype), shape.shape)
+
+    def run(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return carry[0] + 1, compute(x, *others)
+
+    _, y = lax.while_loop(lambda carry: carry[0] < 1, run, (none.astype(jnp.int32), room))
+    return y
+
+
+def _unknown_zero(x: Array) -> Array:
+    """The integer 0. XLA does not know that it is, nor that it needs no `x` to be had."""
     return jnp.minimum(jnp.isnan(x[(0,) * x.ndim]), 0)

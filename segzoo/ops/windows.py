@@ -185,11 +185,11 @@ def sum_over_blocks(
 def _block(batch: int, height: int, width: int, pixels: int) -> tuple[int, int]:
     """Of how many images, and how many of their rows, a block consists."""
     if height * width > pixels:
-        return 1, divisor(height, max(1, pixels // width))
-    return divisor(batch, min(batch, pixels // (height * width))), height
+        return 1, _divisor(height, max(1, pixels // width))
+    return _divisor(batch, min(batch, pixels // (height * width))), height
 
 
-def divisor(number: int, wanted: int) -> int:
+def _divisor(number: int, wanted: int) -> int:
     """The largest divisor of a number up to the wanted one, unless it were less than half of it."""
     divisors = (part for part in range(wanted, wanted // 2, -1) if number % part == 0)
     return next(divisors, wanted)

@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from segzoo.ops.order import after, unknown_zero
+from segzoo.ops.order import after, once
 from segzoo.ops.windows import Numbers, Pairs, pad, padded_size, places
 
 Array = jax.Array
@@ -74,7 +73,7 @@ def convolve_axis(
     pads: Pairs,
     dilation: int,
     along: Callable[[Array, Array], Array],
-    width: int,
+    width: int | None = None,
     *,
     as_array: bool,
 ) -> Array:
@@ -87,10 +86,9 @@ def convolve_axis(
         dilation: rows between the taps along this axis.
         along: what a plain convolution would do with a row and a row of the kernel: of
             `[B, q, dilation, ...]` and `[...]`, linear in both, it leaves the first three axes.
-        width: how much of the second spatial axis of that is wanted.
-        as_array: whether what comes out is to be added up once only, in a loop. As one expression,
-            XLA would do it again in everything that reads the result, and in training keep the
-            six parts, half as large again, until the gradient of what follows.
+        width: how much of the second spatial axis of that is wanted, if not all.
+        as_array: whether what comes out is to be added up `once` only. Else XLA would in training
+            keep the six parts, half as large again, until the gradient of what follows.
 
     Returns:
         `[B, N', width, ...]`.
@@ -102,7 +100,7 @@ def convolve_axis(
     for seen, weights in zip(_sums(x, pads, dilation, height), _G, strict=True):
         parts.append(along(_in_turn(seen, parts), _weighted(weights, list(kernel))))
     parts = [part.reshape(-1, *part.shape[2:]) for part in parts]  # [B * q, dilation, ...]
-    y = (_added_up_in_a_loop if as_array else _added_up)(parts, width)
+    y = once(_added_up, parts, width) if as_array else _added_up(parts, width)
     return y.reshape(len(x), -1, *y.shape[2:])[:, :height]
 
 
@@ -144,23 +142,10 @@ def _in_turn(x: Array, parts: Sequence[Array]) -> Array:
     return after(x, parts[-1]) if parts else x
 
 
-def _added_up(parts: Sequence[Array], width: int) -> Array:
+def _added_up(parts: Sequence[Array], width: int | None) -> Array:
     """A^T: six `[P, dilation, W, ...] -> [P, 4 * dilation, width, ...]`."""
     wanted = [part[:, :, :width] for part in parts]
     return jnp.concatenate([_weighted(weights, wanted) for weights in _A.T], axis=1)
-
-
-def _added_up_in_a_loop(parts: Sequence[Array], width: int) -> Array:
-    """The same, as the one round of a loop, of which XLA does not know that there is but one."""
-    shape = jax.eval_shape(functools.partial(_added_up, width=width), parts).shape
-    none = unknown_zero(parts[-1])
-    room = jnp.broadcast_to(none.astype(parts[0].dtype), shape)
-
-    def add(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return carry[0] + 1, _added_up(parts, width)
-
-    _, y = lax.while_loop(lambda carry: carry[0] < 1, add, (none.astype(jnp.int32), room))
-    return y
 
 
 def _groups(height: int, dilation: int) -> int:

@@ -100,20 +100,18 @@ def winograd_conv2d(
     wide = kernel.shape[1] == 1 or min(kernel.shape[2:]) >= (_WIDE_BACK if back else _WIDE)
 
     def along(row: Array, taps: Array) -> Array:
-        form = _products if wide else _convolution
-        return form(row, taps, dilation[1], width, precision, back)
+        if wide:
+            return _products(row, taps, dilation[1], width, precision, back)
+        return _convolution(row, taps, dilation[1], precision, back)
 
     return convolve_axis(x, kernel, pads, dilation[0], along, width, as_array=as_array)
 
 
-def _convolution(
-    x: Array, kernel: Array, dilation: int, width: int, precision: object, back: bool
-) -> Array:
-    """`[B, q, d, W, O]`: a convolution along the rows, the last `W - width` columns of no use.
+def _convolution(x: Array, kernel: Array, dilation: int, precision: object, back: bool) -> Array:
+    """`[B, q, d, W, O]`: a convolution along the rows, whose last columns are of no use.
 
     The rows of an image lie behind each other, as one: it is divided among the cores better.
     """
-    del width
     reach = (len(kernel) - 1) * dilation
     y = lax.conv_general_dilated(
         x.reshape(len(x), 1, -1, x.shape[-1]),

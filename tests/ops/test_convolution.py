@@ -41,8 +41,9 @@ def test_3d_convolution(assert_same_function, strides, padding, dilation, kernel
     )
 
 
-def test_3d_convolutions_keep_their_maps_for_the_gradient_and_no_more(bytes_for_gradient):
-    layers, shape, kernel = 10, (2, 16, 16, 16, 32), (3, 3, 3, 32, 32)
+@pytest.mark.parametrize("channels", [8, 32], ids=["all products", "half of them"])
+def test_3d_convolutions_keep_their_maps_for_the_gradient_and_no_more(bytes_for_gradient, channels):
+    layers, shape, kernel = 10, (2, 16, 16, 16, channels), (3, 3, 3, channels, channels)
 
     def loss(kernels, x):
         for kernel in kernels:

@@ -146,8 +146,10 @@ def errors(found: Outputs, expected: Outputs) -> dict[str, float]:
         difference = np.abs(ours.astype(np.float64) - theirs)
         if name == "proposals":
             # In the order of their scores, so many that rounding lets neighbours change places:
-            # each is compared with the nearest of the other's.
+            # each is compared with the nearest of those around its place.
             apart = np.abs(ours[:, None].astype(np.float64) - theirs).max(axis=-1)
+            number = np.arange(len(ours))
+            apart[np.abs(number[:, None] - number) > 2] = np.inf
             difference = np.maximum(apart.min(axis=0), apart.min(axis=1))
         result[name] = float(difference.max()) / scale
     return result
