@@ -120,7 +120,7 @@ def sum_over_blocks(
     cotangent: Array,
     stride: int,
     reach: int,
-    pixels: int,
+    pixels: float,
 ) -> T:
     """Sums a product of what windows see and their cotangents, a few rows or images at a time.
 
@@ -168,6 +168,8 @@ def sum_over_blocks(
         return jax.tree.map(lambda first, *rest: functools.reduce(jnp.add, rest, first), *terms)
 
     count = len(cotangent) // images * bands
+    if count == 1:
+        return block(0)
     if count % 2:
         total = block(0)
     else:
@@ -182,11 +184,11 @@ def sum_over_blocks(
     return total
 
 
-def _block(batch: int, height: int, width: int, pixels: int) -> tuple[int, int]:
+def _block(batch: int, height: int, width: int, pixels: float) -> tuple[int, int]:
     """Of how many images, and how many of their rows, a block consists."""
     if height * width > pixels:
-        return 1, _divisor(height, max(1, pixels // width))
-    return _divisor(batch, min(batch, pixels // (height * width))), height
+        return 1, _divisor(height, max(1, int(pixels / width)))
+    return _divisor(batch, int(min(batch, pixels / (height * width)))), height
 
 
 def _divisor(number: int, wanted: int) -> int:

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from segzoo.ops.order import after, once
-from segzoo.ops.windows import Numbers, Pairs, pad, padded_size, places
+from segzoo.ops.windows import Numbers, Pairs, pad, padded_size, places, sum_over_blocks
 
 Array = jax.Array
 
@@ -69,24 +70,27 @@ def suits_axis(dtype: object, taps: int, height: int, strides: Numbers, dilation
 
 def convolve_axis(
     x: Array,
-    kernel: Array,
+    kernel: Any,
     pads: Pairs,
     dilation: int,
-    along: Callable[[Array, Array], Array],
+    along: Callable[[Array, Any], Array],
     width: int | None = None,
     *,
+    together: bool = False,
     as_array: bool,
 ) -> Array:
     """Convolves along the first spatial axis, and as told along the others.
 
     Args:
         x: `[B, N, ...]`, float32.
-        kernel: `[3, ...]`.
+        kernel: `[3, ...]`, or a tree of such arrays.
         pads: zeros before and after, per spatial axis.
         dilation: rows between the taps along this axis.
         along: what a plain convolution would do with a row and a row of the kernel: of
             `[B, q, dilation, ...]` and `[...]`, linear in both, it leaves the first three axes.
         width: how much of the second spatial axis of that is wanted, if not all.
+        together: whether the six points are an axis of one batched `along`, which is far less code
+            to compile. Else they come one after the other, which takes less memory.
         as_array: whether what comes out is to be added up `once` only. Else XLA would in training
             keep the six parts, half as large again, until the gradient of what follows.
 
@@ -95,11 +99,21 @@ def convolve_axis(
     """
     (height,) = places(padded_size(x.shape[1:2], pads[:1]), (TAPS,), (1,), (dilation,))
     if as_array:  # not before the kernel, which waits for its own gradient
-        x = after(x, kernel)
-    parts: list[Array] = []
-    for seen, weights in zip(_sums(x, pads, dilation, height), _G, strict=True):
-        parts.append(along(_in_turn(seen, parts), _weighted(weights, list(kernel))))
-    parts = [part.reshape(-1, *part.shape[2:]) for part in parts]  # [B * q, dilation, ...]
+        x = after(x, jax.tree.leaves(kernel)[0])
+    sums = _sums(_in_groups(x, pads, dilation, height))
+
+    def part(seen: Array, taps: Any) -> Array:
+        y = along(seen, taps)
+        return y.reshape(-1, *y.shape[2:])  # [B * q, dilation, ...]
+
+    parts: Sequence[Array] | Array
+    if together:
+        parts = jax.vmap(part)(jnp.stack(sums), jax.tree.map(functools.partial(_times, _G), kernel))
+    else:
+        parts = []
+        for seen, weights in zip(sums, _G, strict=True):
+            taps = jax.tree.map(lambda k, weights=weights: _weighted(weights, list(k)), kernel)
+            parts.append(part(_in_turn(seen, parts), taps))
     y = once(_added_up, parts, width) if as_array else _added_up(parts, width)
     return y.reshape(len(x), -1, *y.shape[2:])[:, :height]
 
@@ -109,8 +123,9 @@ def kernel_gradient_axis(
     cotangent: Array,
     pads: Pairs,
     dilation: int,
-    along: Callable[[Array, Array], Array],
-) -> Array:
+    along: Callable[[Array, Array], Any],
+    pixels: float | None = None,
+) -> Any:
     """The gradient of `convolve_axis` by its kernel.
 
     Args:
@@ -120,20 +135,29 @@ def kernel_gradient_axis(
         dilation: rows between the taps along this axis.
         along: the gradient along the others by a row of the kernel: of a sum of rows of `x` and one
             of the cotangent's, each `[B, q, dilation, ...]`.
+        pixels: about how many of the cotangent's are taken at a time, in blocks of which a batched
+            `along` computes the six points at once. If none, the six come one after the other.
 
     Returns:
         `[3, ...]`, one for each row of the kernel.
     """
     batch, height = cotangent.shape[:2]
-    groups = _groups(height, dilation)
+    group, groups = ROWS * dilation, _groups(height, dilation)
     rest = [(0, 0)] * (cotangent.ndim - 3)
-    met = pad(cotangent, ((0, groups * ROWS * dilation - height), *rest))
+    met = pad(cotangent, ((0, groups * group - height), *rest))
     met = met.reshape(batch, groups, ROWS, dilation, *met.shape[2:])
-    rows = [met[:, :, row] for row in range(ROWS)]
+    seen = _in_groups(x, pads, dilation, height)
+    if pixels is not None:
+
+        def block(seen: Array, met: Array) -> Any:
+            return jax.vmap(along)(jnp.stack(_sums(seen)), jnp.stack(_of_cotangent(met)))
+
+        none = ((0, 0),) * (seen.ndim - 2)
+        total = sum_over_blocks(block, seen, none, met, 1, 2, pixels)
+        return jax.tree.map(functools.partial(_times, _G.T), total)
     parts: list[Array] = []
-    for seen, weights in zip(_sums(x, pads, dilation, height), _A, strict=True):
-        met = _weighted(weights, rows)
-        parts.append(along(_in_turn(seen, parts), _in_turn(met, parts)))
+    for row, met_row in zip(_sums(seen), _of_cotangent(met), strict=True):
+        parts.append(along(_in_turn(row, parts), _in_turn(met_row, parts)))
     return jnp.stack([_weighted(weights, parts) for weights in _G.T])
 
 
@@ -142,7 +166,7 @@ def _in_turn(x: Array, parts: Sequence[Array]) -> Array:
     return after(x, parts[-1]) if parts else x
 
 
-def _added_up(parts: Sequence[Array], width: int | None) -> Array:
+def _added_up(parts: Sequence[Array] | Array, width: int | None) -> Array:
     """A^T: six `[P, dilation, W, ...] -> [P, 4 * dilation, width, ...]`."""
     wanted = [part[:, :, :width] for part in parts]
     return jnp.concatenate([_weighted(weights, wanted) for weights in _A.T], axis=1)
@@ -153,23 +177,38 @@ def _groups(height: int, dilation: int) -> int:
     return -(-height // (ROWS * dilation))
 
 
-def _sums(x: Array, pads: Pairs, dilation: int, height: int) -> list[Array]:
-    """B^T x: six `[B, q, dilation, ...]`, for q groups of `4 * dilation` rows of the result.
+def _in_groups(x: Array, pads: Pairs, dilation: int, height: int) -> Array:
+    """`[B, q + 1, 4, dilation, ...]`: rows that lie `dilation` apart belong together.
 
-    Rows that lie `dilation` apart belong together: so many neighbours have the same place.
+    Two neighbouring groups have all that q groups of `4 * dilation` rows of the result need.
     """
     (before, _), *sides = pads
     group, groups = ROWS * dilation, _groups(height, dilation)
     x = pad(x, ((before, (groups + 1) * group - before - x.shape[1]), *sides))
-    x = x.reshape(len(x), groups + 1, group, *x.shape[2:])
+    return x.reshape(len(x), groups + 1, ROWS, dilation, *x.shape[2:])
+
+
+def _sums(x: Array) -> list[Array]:
+    """B^T x: `[B, q + 1, 4, dilation, ...]` -> six `[B, q, dilation, ...]`."""
     rows = []
     for row in range(ROWS + TAPS - 1):
         later, place = divmod(row, ROWS)
-        rows.append(x[:, later : later + groups, place * dilation : (place + 1) * dilation])
+        rows.append(x[:, later : x.shape[1] - 1 + later, place])
     return [_weighted(weights, rows) for weights in _B]
+
+
+def _of_cotangent(met: Array) -> list[Array]:
+    """A dy: `[B, q, 4, dilation, ...]` -> six `[B, q, dilation, ...]`."""
+    rows = [met[:, :, row] for row in range(ROWS)]
+    return [_weighted(weights, rows) for weights in _A]
 
 
 def _weighted(weights: Sequence[float], arrays: Sequence[Array]) -> Array:
     """The sum of arrays times weights, many of which are 0 or 1."""
     terms = (a if w == 1 else a * float(w) for w, a in zip(weights, arrays, strict=True) if w)
     return functools.reduce(jnp.add, terms)
+
+
+def _times(matrix: np.ndarray, arrays: Array) -> Array:
+    """The same for each row of a matrix, as a product: stacking large sums is slower."""
+    return jnp.tensordot(jnp.asarray(matrix, arrays.dtype), arrays, 1, precision="highest")

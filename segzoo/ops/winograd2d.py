@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segzoo.ops.kernel_gradient import kernel_gradient
 from segzoo.ops.windows import Numbers, Pairs, padded_size, places
 from segzoo.ops.winograd import ROWS, convolve_axis, kernel_gradient_axis, suits_axis
 
@@ -27,10 +26,9 @@ _WORK, _PIXELS, _CHANNELS = 5e8, 200, 32
 _WIDE, _WIDE_BACK = 512, 256
 # With fewer channels out of four times as many, unfolding what came out is faster.
 _FEW_OUT = 128
-# With so many channels out, and no fewer in, patches are faster than products for each tap, if they
-# make so many blocks of so many numbers.
-_UNFOLDED = range(64, 256)
-_BLOCKS, _PATCHES = 4, 393216
+# With so many weights of a tap at most, patches in blocks of about so many numbers are faster than
+# products for each tap.
+_UNFOLDED, _PATCHES = 65536, 196608
 
 
 def suits(
@@ -99,12 +97,19 @@ def winograd_conv2d(
         kernel = jnp.flip(kernel, (0, 1))
     wide = kernel.shape[1] == 1 or min(kernel.shape[2:]) >= (_WIDE_BACK if back else _WIDE)
 
-    def along(row: Array, taps: Array) -> Array:
-        if wide:
+    if wide:
+
+        def products(row: Array, taps: list[Array]) -> Array:
             return _products(row, taps, dilation[1], width, precision, back)
+
+        taps = [kernel[:, tap] for tap in range(kernel.shape[1])]
+        numbers = (pads, dilation[0], products, width)
+        return convolve_axis(x, taps, *numbers, together=True, as_array=as_array)
+
+    def convolution(row: Array, taps: Array) -> Array:
         return _convolution(row, taps, dilation[1], precision, back)
 
-    return convolve_axis(x, kernel, pads, dilation[0], along, width, as_array=as_array)
+    return convolve_axis(x, kernel, pads, dilation[0], convolution, width, as_array=as_array)
 
 
 def _convolution(x: Array, kernel: Array, dilation: int, precision: object, back: bool) -> Array:
@@ -126,7 +131,7 @@ def _convolution(x: Array, kernel: Array, dilation: int, precision: object, back
 
 
 def _products(
-    x: Array, kernel: Array, dilation: int, width: int, precision: object, back: bool
+    x: Array, taps: list[Array], dilation: int, width: int, precision: object, back: bool
 ) -> Array:
     """`[B, q, d, width, O]`: the same, a product for each tap; no kernel is laid out anew."""
     contracted = ((1,), (1 if back else 0,))
@@ -137,7 +142,7 @@ def _products(
             (contracted, ((), ())),
             precision=precision,  # type: ignore[arg-type]
         )
-        for tap, weights in enumerate(kernel)
+        for tap, weights in enumerate(taps)
     )
     return functools.reduce(jnp.add, parts).reshape(*x.shape[:3], width, -1)
 
@@ -163,19 +168,23 @@ def winograd_kernel_gradient(
         `[3, kw, C, O]`.
     """
     _, taps, c_in, c_out = shape
-    block = _PATCHES // (taps * min(c_in, c_out))
+
+    def columns(seen: Array, met: Array) -> tuple[list[Array], Array]:
+        width = met.shape[3]
+        every = [_columns(seen, tap * dilation[1], width) for tap in range(taps)]
+        return every, met.reshape(-1, c_out)
 
     def as_patches(seen: Array, met: Array) -> Array:
-        seen, met = (array.reshape(len(array), -1, *array.shape[3:]) for array in (seen, met))
-        row, none = (1, taps, c_in, c_out), ((0, 0), (0, 0))
-        return kernel_gradient(seen, met, row, (1, 1), none, (1, dilation[1]), block)[0]
+        every, met = columns(seen, met)
+        return lax.dot_general(met, jnp.concatenate(every, -1), (((0,), (0,)), ((), ())))
 
-    def as_taps(seen: Array, met: Array) -> Array:
-        columns = [_columns(seen, tap * dilation[1], met.shape[3]) for tap in range(taps)]
-        met = met.reshape(-1, c_out)
-        return jnp.stack([jnp.matmul(column.T, met) for column in columns])
+    def as_taps(seen: Array, met: Array) -> list[Array]:
+        every, met = columns(seen, met)
+        return [jnp.matmul(column.T, met) for column in every]
 
-    blocks = math.prod(cotangent.shape[:3]) / ROWS / block
-    unfolded = c_out in _UNFOLDED and c_out <= c_in and blocks >= _BLOCKS
-    along = as_patches if unfolded else as_taps
-    return kernel_gradient_axis(x, cotangent, pads, dilation[0], along)
+    numbers = (x, cotangent, pads, dilation[0])
+    if c_in * c_out > _UNFOLDED:
+        return jnp.stack(kernel_gradient_axis(*numbers, as_taps, math.inf), axis=1)
+    pixels = ROWS * _PATCHES / (taps * min(c_in, c_out))
+    gradient = kernel_gradient_axis(*numbers, as_patches, pixels)  # [3, O, kw * C]
+    return gradient.transpose(0, 2, 1).reshape(shape)

@@ -21,7 +21,7 @@ NONE = ((0, 0), (0, 0))
 @pytest.fixture
 def everywhere(monkeypatch):
     """Takes it for the smallest convolution, too; what was traced before is forgotten."""
-    for name in ("_WORK", "_PIXELS", "_CHANNELS", "_FEW_OUT", "_BLOCKS"):
+    for name in ("_WORK", "_PIXELS", "_CHANNELS", "_FEW_OUT"):
         monkeypatch.setattr(module, name, 0)
     monkeypatch.setattr(winograd, "_WANTED", 0)
     convolve2d.clear_cache()
@@ -48,7 +48,11 @@ def test_the_transforms_are_exact():
 
 
 @pytest.mark.parametrize("wide", [1, 1000], ids=["products", "convolutions"])
-@pytest.mark.parametrize("unfolded", [range(0), range(1, 99)], ids=["taps", "patches"])
+@pytest.mark.parametrize(
+    ("unfolded", "patches"),
+    [(0, 0), (999, 1), (999, 9999)],
+    ids=["taps", "patches in blocks", "patches"],
+)
 @pytest.mark.parametrize(
     ("image", "kernel", "pads", "dilation"),
     [
@@ -65,11 +69,21 @@ def test_the_transforms_are_exact():
     ],
 )
 def test_it_is_the_plain_convolution(
-    assert_same_function, everywhere, monkeypatch, image, kernel, pads, dilation, wide, unfolded
+    assert_same_function,
+    everywhere,
+    monkeypatch,
+    image,
+    kernel,
+    pads,
+    dilation,
+    wide,
+    unfolded,
+    patches,
 ):
     monkeypatch.setattr(module, "_WIDE", wide)
     monkeypatch.setattr(module, "_WIDE_BACK", wide)
     monkeypatch.setattr(module, "_UNFOLDED", unfolded)
+    monkeypatch.setattr(module, "_PATCHES", patches)
 
     def fast(x, kernel):
         return conv2d(x, kernel, (1, 1), pads, dilation, None)
