@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from segzoo.ops import per_tap
 from segzoo.ops.convolve2d import convolve2d
 from segzoo.ops.differentiable import Setting, Shape, differentiable
 from segzoo.ops.kernel_gradient import kernel_gradient, matrix_gradient, turned
@@ -54,6 +55,9 @@ def conv2d(
 def input_gradient2d(cotangent: Array, kernel: Array, shape: Shape, setting: Setting) -> Array:
     """`[B, H, W, C]`, of that shape: what the taps passed on comes back through them."""
     strides, pads, dilation, precision = setting
+    halved = suits(cotangent, kernel.shape, shape, strides, dilation, back=True)
+    if per_tap.suits(cotangent.dtype, shape, kernel.shape, setting, halved=halved, back=True):
+        return per_tap.per_tap_input_gradient(cotangent, kernel, shape, setting)
     if max(strides) > 1:
 
         def by_input(x: Array) -> Array:
@@ -63,7 +67,7 @@ def input_gradient2d(cotangent: Array, kernel: Array, shape: Shape, setting: Set
         (gradient,) = jax.linear_transpose(by_input, image)(cotangent)
         return jnp.asarray(gradient)
     around = turned(kernel.shape[:2], pads, dilation)
-    if suits(cotangent, kernel.shape, shape, strides, dilation, back=True):
+    if halved:
         numbers = (around, dilation, precision)
         return winograd_conv2d(cotangent, kernel, *numbers, back=True, as_array=True)
     back = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
@@ -76,7 +80,10 @@ def kernel_gradient2d(x: Array, cotangent: Array, shape: Shape, setting: Setting
     if shape[:2] == (1, 1) and not any(map(any, pads)):
         seen = lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
         return matrix_gradient(seen, cotangent)[None, None]
-    if suits_gradient(x, shape, cotangent.shape, strides, dilation):
+    halved = suits_gradient(x, shape, cotangent.shape, strides, dilation)
+    if per_tap.suits(x.dtype, x.shape, shape, setting, halved=halved):
+        return per_tap.per_tap_kernel_gradient(x, cotangent, shape, setting)
+    if halved:
         return winograd_kernel_gradient(x, cotangent, shape, pads, dilation)
     if math.prod(cotangent.shape[1:-1]) >= _LARGE:
         return kernel_gradient(x, cotangent, shape, strides, pads, dilation)

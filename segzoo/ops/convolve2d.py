@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.cores import usable_cores
+from segzoo.ops import per_tap
+from segzoo.ops.differentiable import Setting
 from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, padded_size, places, seen_by_taps
 from segzoo.ops.winograd2d import suits, winograd_conv2d
 
@@ -56,7 +58,11 @@ def convolve2d(
         return jnp.matmul(x, kernel[0, 0], precision=precision)  # type: ignore[arg-type]
     size = padded_size(x.shape[1:3], pads)
     height, width = places(size, kernel.shape[:2], strides, dilation)
-    if suits(x, kernel.shape, (len(x), height, width), strides, dilation):
+    halved = suits(x, kernel.shape, (len(x), height, width), strides, dilation)
+    setting = Setting(strides, pads, dilation, precision)
+    if per_tap.suits(x.dtype, x.shape, kernel.shape, setting, halved=halved):
+        return per_tap.per_tap_conv2d(x, kernel, setting, as_array=as_array)
+    if halved:
         return winograd_conv2d(x, kernel, pads, dilation, precision, as_array=as_array)
     more = 0
     if _leaves_cores_idle(x, kernel, strides, height, width):
