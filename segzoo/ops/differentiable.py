@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     precision: object
 
 
+Kept = tuple[Array, Array, tuple[()] | None, tuple[()] | None]
 Gradient = Callable[[Array, Array, Shape, Setting], Array]
 
 
@@ -48,19 +49,18 @@ def differentiable(
     def convolution(x: Array, kernel: Array, setting: Setting) -> Array:
         return forward(x, kernel, *setting)
 
-    def run(
-        x: CustomVJPPrimal, kernel: CustomVJPPrimal, setting: Setting
-    ) -> tuple[Array, tuple[Array, Array, tuple[()] | None]]:
+    def run(x: CustomVJPPrimal, kernel: CustomVJPPrimal, setting: Setting) -> tuple[Array, Kept]:
         y = forward(x.value, kernel.value, *setting, as_array=True)
         # What is no array goes on by the structure alone.
-        return y, (x.value, kernel.value, () if kernel.perturbed else None)
+        wanted = [() if operand.perturbed else None for operand in (x, kernel)]
+        return y, (x.value, kernel.value, *wanted)
 
     def back(
         setting: Setting,
-        kept: tuple[Array, Array, tuple[()] | None],
+        kept: Kept,
         cotangent: Array | SymbolicZero,
     ) -> tuple[Array, Array]:
-        x, kernel, learned = kept
+        x, kernel, passed_on, learned = kept
         if isinstance(cotangent, SymbolicZero):
             return jnp.zeros_like(x), jnp.zeros_like(kernel)
         # Nothing is made of the image before the gradient is there.
@@ -69,7 +69,11 @@ def differentiable(
         if learned is not None:
             # The gradient goes on once nothing here needs it any more.
             kernel = after(kernel, for_kernel)
-        return by_input(cotangent, kernel, x.shape, setting), for_kernel
+        for_input = by_input(cotangent, kernel, x.shape, setting)
+        if learned is not None and passed_on is not None:
+            # An optimizer that updates the kernel before this has read it would need a copy.
+            for_kernel = after(for_kernel, for_input)
+        return for_input, for_kernel
 
     convolution.defvjp(run, back, symbolic_zeros=True)
     return convolution

@@ -108,7 +108,9 @@ def convolve_axis(
 
     parts: Sequence[Array] | Array
     if together:
-        parts = jax.vmap(part)(jnp.stack(sums), jax.tree.map(functools.partial(_times, _G), kernel))
+        # The kernel's sums are larger than the kernel: none before there is use for them.
+        weights = after(jnp.asarray(_G, x.dtype), x)
+        parts = jax.vmap(part)(jnp.stack(sums), jax.tree.map(lambda k: _times(weights, k), kernel))
     else:
         parts = []
         for seen, weights in zip(sums, _G, strict=True):
@@ -154,7 +156,7 @@ def kernel_gradient_axis(
 
         none = ((0, 0),) * (seen.ndim - 2)
         total = sum_over_blocks(block, seen, none, met, 1, 2, pixels)
-        return jax.tree.map(functools.partial(_times, _G.T), total)
+        return jax.tree.map(functools.partial(_times, jnp.asarray(_G.T, x.dtype)), total)
     parts: list[Array] = []
     for row, met_row in zip(_sums(seen), _of_cotangent(met), strict=True):
         parts.append(along(_in_turn(row, parts), _in_turn(met_row, parts)))
@@ -209,6 +211,6 @@ def _weighted(weights: Sequence[float], arrays: Sequence[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _times(matrix: np.ndarray, arrays: Array) -> Array:
+def _times(matrix: Array, arrays: Array) -> Array:
     """The same for each row of a matrix, as a product: stacking large sums is slower."""
-    return jnp.tensordot(jnp.asarray(matrix, arrays.dtype), arrays, 1, precision="highest")
+    return jnp.tensordot(matrix, arrays, 1, precision="highest")
