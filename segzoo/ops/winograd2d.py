@@ -29,6 +29,8 @@ _FEW_OUT = 128
 # With so many weights of a tap at most, patches in blocks of about so many numbers are faster than
 # products for each tap.
 _UNFOLDED, _PATCHES = 65536, 196608
+# Of maps with more numbers the six sums are not made at once.
+_TOGETHER = 1 << 23
 
 
 def suits(
@@ -96,7 +98,6 @@ def winograd_conv2d(
     if back:
         kernel = jnp.flip(kernel, (0, 1))
     wide = kernel.shape[1] == 1 or min(kernel.shape[2:]) >= (_WIDE_BACK if back else _WIDE)
-
     if wide:
 
         def products(row: Array, taps: list[Array]) -> Array:
@@ -104,7 +105,8 @@ def winograd_conv2d(
 
         taps = [kernel[:, tap] for tap in range(kernel.shape[1])]
         numbers = (pads, dilation[0], products, width)
-        return convolve_axis(x, taps, *numbers, together=True, as_array=as_array)
+        together = x.size <= _TOGETHER
+        return convolve_axis(x, taps, *numbers, together=together, as_array=as_array)
 
     def convolution(row: Array, taps: Array) -> Array:
         return _convolution(row, taps, dilation[1], precision, back)
@@ -184,7 +186,8 @@ def winograd_kernel_gradient(
 
     numbers = (x, cotangent, pads, dilation[0])
     if c_in * c_out > _UNFOLDED:
-        return jnp.stack(kernel_gradient_axis(*numbers, as_taps, math.inf), axis=1)
+        pixels = _TOGETHER / max(c_in, c_out)
+        return jnp.stack(kernel_gradient_axis(*numbers, as_taps, pixels), axis=1)
     pixels = ROWS * _PATCHES / (taps * min(c_in, c_out))
     gradient = kernel_gradient_axis(*numbers, as_patches, pixels)  # [3, O, kw * C]
     return gradient.transpose(0, 2, 1).reshape(shape)

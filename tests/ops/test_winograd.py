@@ -47,11 +47,14 @@ def test_the_transforms_are_exact():
     np.testing.assert_allclose(got, np.correlate(rows, taps), rtol=1e-13)
 
 
-@pytest.mark.parametrize("wide", [1, 1000], ids=["products", "convolutions"])
+PRODUCTS = {"_WIDE": 1, "_WIDE_BACK": 1, "_UNFOLDED": 0}
+CONVOLUTIONS = {"_WIDE": 1000, "_WIDE_BACK": 1000, "_UNFOLDED": 999}
+
+
 @pytest.mark.parametrize(
-    ("unfolded", "patches"),
-    [(0, 0), (999, 1), (999, 9999)],
-    ids=["taps", "patches in blocks", "patches"],
+    "form",
+    [PRODUCTS, PRODUCTS | {"_TOGETHER": 99}, CONVOLUTIONS, CONVOLUTIONS | {"_PATCHES": 1}],
+    ids=["products", "products in turn", "convolutions and patches", "patches in blocks"],
 )
 @pytest.mark.parametrize(
     ("image", "kernel", "pads", "dilation"),
@@ -69,21 +72,10 @@ def test_the_transforms_are_exact():
     ],
 )
 def test_it_is_the_plain_convolution(
-    assert_same_function,
-    everywhere,
-    monkeypatch,
-    image,
-    kernel,
-    pads,
-    dilation,
-    wide,
-    unfolded,
-    patches,
+    assert_same_function, everywhere, monkeypatch, image, kernel, pads, dilation, form
 ):
-    monkeypatch.setattr(module, "_WIDE", wide)
-    monkeypatch.setattr(module, "_WIDE_BACK", wide)
-    monkeypatch.setattr(module, "_UNFOLDED", unfolded)
-    monkeypatch.setattr(module, "_PATCHES", patches)
+    for name, value in form.items():
+        monkeypatch.setattr(module, name, value)
 
     def fast(x, kernel):
         return conv2d(x, kernel, (1, 1), pads, dilation, None)
