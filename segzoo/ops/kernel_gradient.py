@@ -46,15 +46,14 @@ def kernel_gradient(
     strides: Numbers,
     pads: Pairs,
     dilation: Numbers,
-    block: int = _BLOCK,
 ) -> Array:
     """`[kh, kw, C, O]`: the sum over places of what a tap saw there, times the cotangent there."""
     *window, c_in, c_out = shape
     if max(strides) > 1 or c_in < 4 * c_out:
-        return _products(x, cotangent, window, strides, pads, dilation, block)
+        return _products(x, cotangent, window, strides, pads, dilation)
     # Far fewer channels come out than went in: unfolded is what came out, as each input saw it.
     around = turned(window, pads, dilation)
-    seen_back = _products(cotangent, x, window, strides, around, dilation, block)
+    seen_back = _products(cotangent, x, window, strides, around, dilation)
     return jnp.flip(seen_back, (0, 1)).transpose(0, 1, 3, 2)
 
 
@@ -65,7 +64,6 @@ def _products(
     strides: Numbers,
     pads: Pairs,
     dilation: Numbers,
-    block: int,
 ) -> Array:
     """`[kh, kw, C, O]`: the sum over blocks of rows of `patches(x).T @ cotangent`, float32."""
     c_in, c_out = x.shape[-1], cotangent.shape[-1]
@@ -82,5 +80,5 @@ def _products(
         return jnp.matmul(left, patches, preferred_element_type=total_dtype)
 
     reach = (window[0] - 1) * dilation[0] + 1
-    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, block)
+    total = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, _BLOCK)
     return total.T.reshape(*window, c_in, c_out)

@@ -19,7 +19,7 @@ from jax import lax
 
 from segzoo.ops.differentiable import Setting, Shape
 from segzoo.ops.order import once
-from segzoo.ops.windows import padded_size, places
+from segzoo.ops.windows import Numbers, padded_size, places
 
 Array = jax.Array
 
@@ -33,11 +33,12 @@ _STRIDED = 512
 
 
 class _Span(NamedTuple):
-    """Where a tap sees pixels along an axis: places from `start` to `end`, and the first pixel."""
+    """Where a tap sees pixels along an axis: from place `start` to `end`, `first` to `last`."""
 
     start: int
     end: int
-    pixel: int
+    first: int
+    last: int
 
 
 def suits(
@@ -88,7 +89,7 @@ def per_tap_conv2d(x: Array, kernel: Array, setting: Setting, *, as_array: bool 
     counts = _counts(x.shape[1:3], kernel.shape[:2], setting)
     parts, around = [], []
     for tap, spans in _taps(x.shape[1:3], kernel.shape[:2], setting):
-        seen = _seen(x, spans, setting)
+        seen = _seen(x, spans, setting.strides)
         parts.append(_product(seen, kernel[tap], 0, setting))
         rest = zip(spans, counts, strict=True)
         around.append([(span.start, count - span.end, 0) for span, count in rest])
@@ -112,9 +113,8 @@ def per_tap_input_gradient(
     parts, around = [], []
     for tap, spans in _taps(shape[1:3], kernel.shape[:2], setting):
         parts.append(_product(_met(cotangent, spans), kernel[tap], 1, setting))
-        ends = _last_pixels(spans, setting)
-        rest = zip(spans, ends, shape[1:3], setting.strides, strict=True)
-        around.append([(span.pixel, n - 1 - last, s - 1) for span, last, n, s in rest])
+        rest = zip(spans, shape[1:3], setting.strides, strict=True)
+        around.append([(span.first, n - 1 - span.last, s - 1) for span, n, s in rest])
     return _added_up(parts, around, as_array=True)
 
 
@@ -132,7 +132,7 @@ def per_tap_kernel_gradient(x: Array, cotangent: Array, shape: Shape, setting: S
     """
     found = dict.fromkeys(itertools.product(*map(range, shape[:2])), jnp.zeros(shape[2:], x.dtype))
     for tap, spans in _taps(x.shape[1:3], shape[:2], setting):
-        seen, met = _seen(x, spans, setting), _met(cotangent, spans)
+        seen, met = _seen(x, spans, setting.strides), _met(cotangent, spans)
         found[tap] = jnp.matmul(seen.reshape(-1, shape[2]).T, met.reshape(-1, shape[3]))
     return jnp.stack(list(found.values())).reshape(shape)
 
@@ -160,7 +160,7 @@ def _axes(size: Sequence[int], window: Sequence[int], setting: Setting) -> list[
             shift = tap * apart - before  # a place sees the pixel `place * stride + shift`
             start = max(0, -(shift // stride))
             end = max(start, min(count, (n - 1 - shift) // stride + 1))
-            axis.append(_Span(start, end, start * stride + shift))
+            axis.append(_Span(start, end, start * stride + shift, (end - 1) * stride + shift))
         every.append(axis)
     return every
 
@@ -169,16 +169,11 @@ def _counts(size: Sequence[int], window: Sequence[int], setting: Setting) -> lis
     return places(padded_size(size, setting.pads), window, setting.strides, setting.dilation)
 
 
-def _last_pixels(spans: Sequence[_Span], setting: Setting) -> list[int]:
-    strides = zip(spans, setting.strides, strict=True)
-    return [span.pixel + (span.end - span.start - 1) * stride for span, stride in strides]
-
-
-def _seen(x: Array, spans: Sequence[_Span], setting: Setting) -> Array:
+def _seen(x: Array, spans: Sequence[_Span], strides: Numbers) -> Array:
     """The pixels that a tap sees."""
-    starts = (0, *(span.pixel for span in spans), 0)
-    limits = (len(x), *(last + 1 for last in _last_pixels(spans, setting)), x.shape[-1])
-    return lax.slice(x, starts, limits, (1, *setting.strides, 1))
+    starts = (0, *(span.first for span in spans), 0)
+    limits = (len(x), *(span.last + 1 for span in spans), x.shape[-1])
+    return lax.slice(x, starts, limits, (1, *strides, 1))
 
 
 def _met(cotangent: Array, spans: Sequence[_Span]) -> Array:

@@ -104,7 +104,7 @@ def winograd_conv2d(
             return _products(row, taps, dilation[1], width, precision, back)
 
         taps = [kernel[:, tap] for tap in range(kernel.shape[1])]
-        numbers = (pads, dilation[0], products, width)
+        numbers = (pads, dilation[0], products)
         together = x.size <= _TOGETHER
         return convolve_axis(x, taps, *numbers, together=together, as_array=as_array)
 

@@ -45,5 +45,5 @@ def test_kernels_are_updated_where_they_are():
     x = jax.ShapeDtypeStruct((2, 20, 20, 64), jnp.float32)
     program = jax.jit(step, donate_argnums=0).lower(kernels, x).compile().as_text()
     assert "may-alias" in program
-    copies = [line for line in program.splitlines() if "= f32[3,3,64,64]" in line]
-    assert not [line for line in copies if " copy(%kernels" in line]
+    made = [line for line in program.splitlines() if "= f32[3,3,64,64]" in line]
+    assert not [line for line in made if " copy(%kernels" in line]
