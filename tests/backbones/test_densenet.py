@@ -11,9 +11,6 @@ from segzoo.backbones.densenet import BLOCKS, DenseLayer, DenseNet, average_pool
 from segzoo.weights.densenet import layouts
 from segzoo.weights.names import places
 
-# Without the compiler's own optimisations a program is ready in half the time.
-QUICKLY = {"xla_backend_optimization_level": 0}
-
 
 class Inferring(DenseNet):
     def __call__(self, image, *, train=False):
@@ -82,7 +79,7 @@ def test_a_layer_sees_every_layer_before_it_in_order(filled):
         )
         return jnp.sum(jnp.square(sown["intermediates"]["block1_layer6"]["__call__"][0]))
 
-    gradient = jax.jit(jax.grad(output), compiler_options=QUICKLY)
+    gradient = jax.jit(jax.grad(output))
 
     def followed(params):
         found = gradient(params)
@@ -105,7 +102,7 @@ def test_the_dilated_network_holds_every_value_of_the_strided_one(filled):
     def features(output_stride):
         model = Inferring(121, 4, output_stride=output_stride)
         variables = filled(model, image.shape)
-        return jax.jit(model.apply, compiler_options=QUICKLY)(variables, image)
+        return jax.jit(model.apply)(variables, image)
 
     for fine, coarse in zip(features(8), features(32), strict=True):
         assert np.any(coarse > 0)
@@ -177,7 +174,7 @@ def test_small_images(filled):
     image = random_image(1, 1, 40, 1)
     model = Inferring(121, 2)
     variables = filled(model, image.shape)
-    features = jax.jit(model.apply, compiler_options=QUICKLY)(variables, image)
+    features = jax.jit(model.apply)(variables, image)
     assert all(np.isfinite(feature).all() for feature in features)
     assert [f.shape[1:3] for f in features] == [(1, 20), (1, 10), (1, 5), (1, 2), (1, 1)]
 

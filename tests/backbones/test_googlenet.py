@@ -15,9 +15,6 @@ from segzoo.ops.normalization import local_response_norm
 from segzoo.weights.googlenet import layouts
 from segzoo.weights.names import places
 
-# Without the compiler's own optimisations a network is ready in half the time.
-QUICKLY = {"xla_backend_optimization_level": 0}
-
 # Places and channels of a 224x224 image; ops in millions of multiply-adds as printed.
 TABLE_1 = {
     "conv1": (112, 64, None),
@@ -167,9 +164,7 @@ def test_a_dilated_net_agrees_with_the_strided_one_at_its_places(filled):
 
     def features(output_stride):
         model = segzoo.get("googlenet", width=8, output_stride=output_stride)
-        call = jax.jit(
-            lambda v, x: model.bind(v).backbone(x, train=False), compiler_options=QUICKLY
-        )
+        call = jax.jit(lambda v, x: model.bind(v).backbone(x, train=False))
         return call(variables, image)
 
     for coarse, fine in zip(features(32), features(8), strict=True):

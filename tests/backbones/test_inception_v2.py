@@ -14,9 +14,6 @@ from segzoo.backbones.inception_v2 import InceptionV2
 from segzoo.weights.inception_v2 import layouts
 from segzoo.weights.names import places
 
-# Without the compiler's own optimisations a network is ready in half the time.
-QUICKLY = {"xla_backend_optimization_level": 0}
-
 # Places and channels of a 224x224 image in Figure 5; Caffe's release has more in three modules.
 FIGURE_5 = {
     "conv1": (112, 64),
@@ -143,9 +140,7 @@ def test_a_dilated_net_agrees_with_the_strided_one_at_its_places(filled):
 
     def features(output_stride):
         model = segzoo.get("inception_v2", width=8, output_stride=output_stride)
-        call = jax.jit(
-            lambda v, x: model.bind(v).backbone(x, train=False), compiler_options=QUICKLY
-        )
+        call = jax.jit(lambda v, x: model.bind(v).backbone(x, train=False))
         return call(variables, image)
 
     for coarse, fine in zip(features(32), features(8), strict=True):

@@ -13,9 +13,6 @@ from segzoo.cost import multiply_adds
 from segzoo.weights.names import places
 from segzoo.weights.resnet import layouts
 
-# Without the compiler's own optimisations a program is ready in half the time.
-QUICKLY = {"xla_backend_optimization_level": 0}
-
 
 class Inferring(ResNet):
     def __call__(self, image, *, train=False):
@@ -115,7 +112,7 @@ def test_the_dilated_network_holds_every_value_of_the_strided_one(
     def features(output_stride):
         model = Inferring(depth, width=2, output_stride=output_stride, variant=variant)
         variables = filled(model, image.shape)
-        return jax.jit(model.apply, compiler_options=QUICKLY)(variables, image)
+        return jax.jit(model.apply)(variables, image)
 
     strided = features(32)
     assert all(np.any(feature > 0) for feature in strided)
@@ -169,7 +166,7 @@ def test_basic_blocks_have_two_convolutions_at_a_rate():
 def test_the_smallest_images(filled, size):
     image = random_image(1, *size, 1)
     model = Inferring(18, width=2)
-    features = jax.jit(model.apply, compiler_options=QUICKLY)(filled(model, image.shape), image)
+    features = jax.jit(model.apply)(filled(model, image.shape), image)
     assert all(np.isfinite(feature).all() for feature in features)
     assert features[-1].shape[1:3] == (1, -(-size[1] // 32))
 

@@ -15,7 +15,6 @@ from segzoo.encoder import apply_with_features, encode, used_features
 from segzoo.models.deeplabv3plus import Decoder
 
 SLOW = ("efficientnet_b0", "densenet121")
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def random(*shape, seed=0):
@@ -92,7 +91,7 @@ def test_fine_detail_reaches_the_logits_by_the_decoder_alone():
         given = [features[0], low_level, *features[2:]]
         return apply_with_features(model, variables, jnp.ones(image.shape), given)[0, 32, 24, 0]
 
-    gradient = jax.jit(jax.grad(logit), compiler_options=QUICKLY)(features[1])
+    gradient = jax.jit(jax.grad(logit))(features[1])
     rows, columns = np.nonzero(np.any(gradient[0] != 0, axis=-1))
     # Pixel (32, 24) is cell (8, 6); two 3x3 convolutions see 5x5 cells around it.
     assert (rows.min(), rows.max()) == (6, 10)

@@ -21,7 +21,6 @@ LAYERS = {
     "fc_densenet_classic": ([4, 5, 7, 10, 12, 15], 16),
 }
 BLOCKS = [*(f"down{i}" for i in range(5)), "bottleneck", *(f"up{i}" for i in range(4, -1, -1))]
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def random(*shape, seed=0):
@@ -45,7 +44,7 @@ def tiny(**changes):
 
 def run(model, variables, image, **options):
     apply = functools.partial(model.apply, **options)
-    return jax.jit(apply, compiler_options=QUICKLY)(variables, image)
+    return jax.jit(apply)(variables, image)
 
 
 # --- Table 2 -------------------------------------------------------------------------------------
@@ -214,7 +213,7 @@ def test_the_classic_way_up_takes_odd_sizes(filled):
 
 
 def test_he_uniform():
-    variables = jax.jit(tiny(width=32, growth_rate=8).init, compiler_options=QUICKLY)(
+    variables = jax.jit(tiny(width=32, growth_rate=8).init)(
         jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     )
     for name, value in flatten_dict(variables["params"], sep="/").items():
@@ -264,7 +263,7 @@ class TestRemat:
         found = []
         for remat in (False, True):
             step = jax.value_and_grad(self.objective(remat), argnums=(0, 1), has_aux=True)
-            run = jax.jit(step, compiler_options=QUICKLY)
+            run = jax.jit(step)
             found.append(run(self.variables()["params"], self.x))
         for plain, again in zip(*map(jax.tree.leaves, found), strict=True):
             np.testing.assert_allclose(plain, again, atol=1e-3)

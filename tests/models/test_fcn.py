@@ -192,7 +192,7 @@ def test_gradients_reach_every_parameter_and_drop_out_acts(filled):
         return jax.value_and_grad(loss)(params)
 
     loss, gradient = run(params, jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(gradient)):
         assert np.isfinite(leaf).all(), path
         assert np.any(leaf != 0), path
     assert loss != run(params, jax.random.key(1))[0]

@@ -13,7 +13,6 @@ from segzoo.encoder import used_features
 from segzoo.weights.convert import layouts_of
 from segzoo.weights.names import places
 
-QUICKLY = {"xla_backend_optimization_level": 0}
 SLOW = pytest.mark.slow
 NAMES = ("fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")
 
@@ -64,7 +63,7 @@ def test_the_auxiliary_logits_change_nothing(filled, name):
         logits, sown = model.apply(variables, image, mutable=["aux_logits"])
         return logits, model.apply(variables, image), sown
 
-    logits, alone, sown = jax.jit(run, compiler_options=QUICKLY)(variables)
+    logits, alone, sown = jax.jit(run)(variables)
     np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-5)
     (auxiliary,) = sown["aux_logits"]["logits"]
     assert auxiliary.shape == logits.shape
@@ -85,7 +84,7 @@ def test_training_with_it_moves_its_statistics_and_without_it_does_not(filled):
             rngs = {"dropout": jax.random.key(0)}
             return model.apply(variables, image, train=True, mutable=mutable, rngs=rngs)[1]
 
-        found = jax.jit(run, compiler_options=QUICKLY)(variables)
+        found = jax.jit(run)(variables)
         return found["batch_stats"]["aux"]["conv"]["norm"]["mean"]
 
     before = variables["batch_stats"]["aux"]["conv"]["norm"]["mean"]

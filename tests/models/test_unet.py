@@ -146,7 +146,9 @@ def test_gradients_reach_every_parameter(filled, overrides):
 
         return jax.grad(loss)(params)
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        jax.device_get(gradient(variables["params"]))
+    ):
         assert np.isfinite(leaf).all(), path
         assert np.any(leaf != 0), path
 

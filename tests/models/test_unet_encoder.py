@@ -15,7 +15,6 @@ from segzoo.weights import flatten
 from segzoo.weights.convert import layouts_of, to_theirs
 
 SHAPE = (1, 64, 64, 3)
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def shapes_of(model, shape=SHAPE):
@@ -56,7 +55,7 @@ def test_a_dilated_encoder_keeps_a_step_for_each_map(filled, upsample):
     # Between maps of one stride there is nothing to up-sample.
     expected = {"upsample0", "upsample1", "upsample2"} if upsample == "transpose" else set()
     assert ups == expected
-    logits = jax.jit(model.apply, compiler_options=QUICKLY)(variables, image)
+    logits = jax.jit(model.apply)(variables, image)
     assert logits.shape == (1, 20, 9, 3)
     assert np.isfinite(logits).all()
 
@@ -84,7 +83,7 @@ def test_drop_out_is_at_the_end_of_the_contracting_path(filled):
         rngs = {"dropout": jax.random.key(key)}
         return model.apply(variables, image, train=True, rngs=rngs)
 
-    run = jax.jit(apply, compiler_options=QUICKLY)
+    run = jax.jit(apply)
     assert np.any(run(0) != run(1))
     assert set(variables) == {"params"}  # the norm of the decoder is by groups
 
@@ -96,9 +95,7 @@ def test_bfloat16_computes_near_float32(filled):
         for dtype in ("float32", "bfloat16")
     )
     variables = filled(exact, SHAPE)
-    logits, reference = (
-        jax.jit(model.apply, compiler_options=QUICKLY)(variables, image) for model in (half, exact)
-    )
+    logits, reference = (jax.jit(model.apply)(variables, image) for model in (half, exact))
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - reference).max() < 0.1 * np.abs(reference).max()
 
