@@ -11,16 +11,20 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 # A test process does something else every time, which is what keeping memory is not for.
 os.environ["SEGZOO_KEEP_MEMORY"] = "0"
-# Machine code that is optimised less is ready sooner, and computes the same.
-quickly = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
-    quickly.append("--xla_cpu_use_fusion_emitters=false")
+# Machine code that is optimised less, by older emitters, is ready much sooner and computes the same.
+# An unknown flag would end the process: the last of ours goes where it is known to be.
 os.environ["XLA_FLAGS"] = " ".join(
-    [
+    flag
+    for flag in (
         "--xla_force_host_platform_device_count=4",
-        *quickly,
-        *os.environ.get("XLA_FLAGS", "").split(),  # of two that say otherwise the last counts
-    ]
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false"
+        if importlib.metadata.version("jaxlib").startswith("0.10.")
+        else "",
+        os.environ.get("XLA_FLAGS", ""),  # of two that say otherwise the last counts
+    )
+    if flag
 )
 
 import jax

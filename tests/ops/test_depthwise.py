@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from segzoo.cost import multiply_adds
+from segzoo.ops import depthwise
 from segzoo.ops.convolution import conv_general_dilated
 from segzoo.ops.depthwise import depthwise_conv
 
@@ -50,6 +51,38 @@ def test_values_and_gradients(assert_same_function, size, kernel, strides, paddi
         random(2, *size, 3),
         random(*kernel, 1, 3, seed=1),
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "dilation"),
+    [
+        ((50, 60), (3, 3), "SAME", (1, 1)),
+        ((60, 70), (3, 2), ((2, 0), (0, 1)), (2, 1)),
+        ((40, 60), (1, 4), ((0, 0), (2, 3)), (3, 1)),
+        ((40, 8), (3, 2), ((2, 2), (0, 0)), (1, 1)),
+        ((50, 6, 40), (3, 1, 2), "SAME", (1, 1, 2)),
+    ],
+)
+def test_strips_at_the_border_are_computed_apart(
+    assert_same_function, size, kernel, padding, dilation
+):
+    x, weights = random(2, *size, 3), random(*kernel, 1, 3, seed=1)
+    ones = (1,) * len(size)
+    assert_same_function(
+        lambda x, k: depthwise_conv(x, k, ones, padding, dilation),
+        lambda x, k: plain(x, k, ones, padding, dilation),
+        x,
+        weights,
+    )
+    program = str(
+        jax.make_jaxpr(lambda x, k: depthwise_conv(x, k, ones, padding, dilation))(x, weights)
+    )
+    reaches = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+    pads = depthwise.explicit_pads(padding, size, kernel, ones, dilation)
+    padded = ",".join(str(n + sum(pair)) for n, pair in zip(size, pads, strict=True))
+    inside = ",".join(str(n - reach) for n, reach in zip(size, reaches, strict=True))
+    assert f"[2,{padded},3]" not in program
+    assert f"[2,{inside},3]" in program
 
 
 def test_a_module_takes_this_way_on_cpu_alone(monkeypatch):
