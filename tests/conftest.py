@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 # A test process does something else every time, which is what keeping memory is not for.
 os.environ["SEGZOO_KEEP_MEMORY"] = "0"
-# Machine code that is optimised less, by older emitters, is ready much sooner and computes the same.
+# Code that is optimised less, by older emitters, is ready much sooner and computes the same.
 # An unknown flag would end the process: the last of ours goes where it is known to be.
 os.environ["XLA_FLAGS"] = " ".join(
     flag
