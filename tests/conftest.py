@@ -11,8 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 # A test process does something else every time, which is what keeping memory is not for.
 os.environ["SEGZOO_KEEP_MEMORY"] = "0"
-# Code that is optimised less, by older emitters, is ready much sooner and computes the same.
-# An unknown flag would end the process: the last of ours goes where it is known to be.
+# Code that is optimised less, by older emitters, is ready much sooner. An unknown flag would end
+# the process: the last of ours goes where it is known to be.
 os.environ["XLA_FLAGS"] = " ".join(
     flag
     for flag in (
@@ -111,6 +111,26 @@ def assert_same_function():
             np.testing.assert_allclose(gradient / size, reference / size, atol=atol)
 
     return check
+
+
+@pytest.fixture
+def assert_all_learn():
+    """`assert_all_learn(gradients)`: each is finite, and not zero everywhere."""
+
+    def check(gradients):
+        # Looked at by numpy: jax would compile a comparison for every shape.
+        for path, gradient in jax.tree_util.tree_leaves_with_path(jax.device_get(gradients)):
+            assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
+            assert np.any(gradient != 0), jax.tree_util.keystr(path)
+
+    return check
+
+
+@pytest.fixture
+def usual_emitters():
+    """Options for `jax.jit`, where the older emitters round or flush what XLA's usual do not."""
+    older = "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]
+    return {"xla_cpu_use_fusion_emitters": True} if older else {}
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ The costly promises are checked on one model of each kind of network, on all wit
 
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -152,7 +151,7 @@ def test_forward(filled, name):
 
 @pytest.mark.slow
 @each(further=pytest.mark.exhaustive)
-def test_every_parameter_has_a_gradient(filled, name):
+def test_every_parameter_has_a_gradient(filled, assert_all_learn, name):
     """With the running statistics: batch statistics cancel the bias of a convolution before."""
     model = small(name, num_classes=5)
     variables = filled(model, shape(name, SIZES[1]))
@@ -163,10 +162,7 @@ def test_every_parameter_has_a_gradient(filled, name):
         return sum(jnp.mean(jnp.sin(3.0 * output)) for output in outputs)
 
     gradients = jax.jit(jax.grad(objective))(variables["params"], image(name, SIZES[1]))
-    # Looked at by numpy: jax would compile a comparison for every shape.
-    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.device_get(gradients)):
-        assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
-        assert np.any(gradient != 0), jax.tree_util.keystr(path)
+    assert_all_learn(gradients)
 
 
 @pytest.mark.slow
@@ -198,10 +194,8 @@ def test_statistics_move_in_training_alone(filled, name):
 
 
 def differences(names):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *names],
-        env=environment,
         capture_output=True,
         text=True,
         timeout=600,  # kills: collectives that wait for each other take no milder signal

@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segzoo.ops.windows import Numbers, Pairs, explicit_pads, pad, seen_by_taps, sum_over_blocks
+from segzoo.ops.windows import (
+    Numbers,
+    Pairs,
+    explicit_pads,
+    pad,
+    padded_size,
+    places,
+    seen_by_taps,
+    sum_over_blocks,
+)
 
 Array = jax.Array
 
@@ -61,32 +70,38 @@ def depthwise_convolution(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: Array, kernel: Array, strides: Numbers, pads: Pairs, dilation: Numbers) -> Array:
-    reaches = [(k - 1) * d for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
-    if not _mostly_inside(x, strides, pads, reaches):
+    reaches = _reaches(kernel.shape[:-2], dilation)
+    if not _mostly_inside(x.shape[1:-1], kernel.shape[:-2], strides, pads, dilation):
         return _added_up(pad(x, pads), kernel, strides, dilation)
     # The padded image is never written: the places that see no padding, then strips of the others.
     y = pad(_added_up(x, kernel, strides, dilation), pads)
     for axis, (reach, (before, after)) in enumerate(zip(reaches, pads, strict=True), start=1):
-        for start, end, width in ((0, reach, before), (x.shape[axis] - reach, None, after)):
-            if width == 0:
-                continue
-            around = list(pads)
-            around[axis - 1] = (before, 0) if start == 0 else (0, after)
-            seen = lax.slice_in_dim(x, start, end, axis=axis)
-            strip = _added_up(pad(seen, around), kernel, strides, dilation)
-            place = 0 if start == 0 else y.shape[axis] - width
-            y = lax.dynamic_update_slice_in_dim(y, strip, place, axis)
+        size, last = x.shape[axis], y.shape[axis] - after
+        for start, sides, place in ((0, (before, 0), 0), (size - reach, (0, after), last)):
+            if any(sides):
+                seen = lax.slice_in_dim(x, start, start + reach, axis=axis)
+                seen = pad(seen, (*pads[: axis - 1], sides, *pads[axis:]))
+                strip = _added_up(seen, kernel, strides, dilation)
+                y = lax.dynamic_update_slice_in_dim(y, strip, place, axis)
     return y
 
 
-def _mostly_inside(x: Array, strides: Numbers, pads: Pairs, reaches: Sequence[int]) -> bool:
-    """Whether few places see padding."""
-    if max(strides) > 1 or any(min(pair) < 0 for pair in pads):
+def _reaches(window: Sequence[int], dilation: Numbers) -> list[int]:
+    """How far from the first tap the last one is, per spatial axis."""
+    return [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
+
+
+def _mostly_inside(
+    size: Sequence[int], window: Sequence[int], strides: Numbers, pads: Pairs, dilation: Numbers
+) -> bool:
+    """Whether few places see padding, of which no place sees nothing but that."""
+    reaches = _reaches(window, dilation)
+    if max(strides) > 1 or not all(
+        0 <= side <= reach for pair, reach in zip(pads, reaches, strict=True) for side in pair
+    ):
         return False
-    if any(max(pair) > reach for pair, reach in zip(pads, reaches, strict=True)):
-        return False
-    inside = [n - reach for n, reach in zip(x.shape[1:-1], reaches, strict=True)]
-    every = [n + sum(pair) for n, pair in zip(inside, pads, strict=True)]
+    inside = places(size, window, strides, dilation)
+    every = places(padded_size(size, pads), window, strides, dilation)
     return min(inside) > 0 and math.prod(inside) >= _INSIDE * math.prod(every)
 
 
@@ -119,7 +134,7 @@ def _backward(
     # The cotangent, with zeros where strides left outputs out, meets the kernel in reverse.
     spread = [(0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0)]
     full = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
-    reaches = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
+    reaches = _reaches(window, dilation)
     around = tuple(
         (reach - before, size + before - n)
         for reach, (before, _), size, n in zip(

@@ -136,7 +136,6 @@ def test_the_surround_is_even(filled):
     model = segzoo.get("inception_v2_factorized", width=4, num_classes=3)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 75, 3)), jnp.float32)
     variables = filled(model, image.shape)
-    # Without the compiler's own optimisations a network is ready in half the time.
     forward = jax.jit(model.apply)
     wide = jnp.pad(image, [(0, 0), (2, 3), (0, 0), (0, 0)])
     np.testing.assert_allclose(forward(variables, image), forward(variables, wide), atol=1e-5)

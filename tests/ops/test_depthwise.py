@@ -8,9 +8,9 @@ import pytest
 from jax import lax
 
 from segzoo.cost import multiply_adds
-from segzoo.ops import depthwise
 from segzoo.ops.convolution import conv_general_dilated
 from segzoo.ops.depthwise import depthwise_conv
+from segzoo.ops.windows import explicit_pads, padded_size, places
 
 
 def random(*shape, seed=0):
@@ -68,21 +68,19 @@ def test_strips_at_the_border_are_computed_apart(
 ):
     x, weights = random(2, *size, 3), random(*kernel, 1, 3, seed=1)
     ones = (1,) * len(size)
-    assert_same_function(
-        lambda x, k: depthwise_conv(x, k, ones, padding, dilation),
-        lambda x, k: plain(x, k, ones, padding, dilation),
-        x,
-        weights,
-    )
-    program = str(
-        jax.make_jaxpr(lambda x, k: depthwise_conv(x, k, ones, padding, dilation))(x, weights)
-    )
-    reaches = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    pads = depthwise.explicit_pads(padding, size, kernel, ones, dilation)
-    padded = ",".join(str(n + sum(pair)) for n, pair in zip(size, pads, strict=True))
-    inside = ",".join(str(n - reach) for n, reach in zip(size, reaches, strict=True))
-    assert f"[2,{padded},3]" not in program
-    assert f"[2,{inside},3]" in program
+
+    def fast(x, weights):
+        return depthwise_conv(x, weights, ones, padding, dilation)
+
+    def reference(x, weights):
+        return plain(x, weights, ones, padding, dilation)
+
+    assert_same_function(fast, reference, x, weights)
+    program = str(jax.make_jaxpr(fast)(x, weights))
+    padded = padded_size(size, explicit_pads(padding, size, kernel, ones, dilation))
+    inside = places(size, kernel, ones, dilation)
+    assert f"[2,{','.join(map(str, padded))},3]" not in program
+    assert f"[2,{','.join(map(str, inside))},3]" in program
 
 
 def test_a_module_takes_this_way_on_cpu_alone(monkeypatch):

@@ -14,8 +14,7 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 
 import jax
