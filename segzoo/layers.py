@@ -274,9 +274,9 @@ def example_keys(key: Array, examples: int, axis_name: str | None) -> Array:
 class Dropout(nn.Module):
     """Dropout whose masks do not depend on how the batch is split over devices.
 
-    Each example draws its mask from the "dropout" key folded with the example's position in the
-    *global* batch, so one device and eight (given the same key, each a contiguous share of the
-    batch in the order of the devices) drop the same activations.
+    Each example draws its mask from the "dropout" key and the example's position in the *global*
+    batch, so one device and eight (given the same key, each a contiguous share of the batch in the
+    order of the devices) drop the same activations.
 
     Attributes:
         rate: the probability of zero, see `segzoo.ops.dropout`.
@@ -294,5 +294,5 @@ class Dropout(nn.Module):
         if self.rate == 1.0:
             return jnp.zeros_like(x)
         axis_name = None if self.is_initializing() else self.axis_name
-        keys = example_keys(self.make_rng("dropout"), x.shape[0], axis_name)
-        return dropout(x, keys, self.rate)
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * x.shape[0]
+        return dropout(x, self.make_rng("dropout"), self.rate, first=first)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from segzoo.errors import SegzooError, check_choice, check_positive_int
@@ -176,7 +177,7 @@ class Optimizer:
         penalty = [decay] if self.weight_decay and self.name != "adamw" else []
         decoupled = [decay] if self.weight_decay and self.name == "adamw" else []
         rate = optax.scale_by_learning_rate(self.learning_rate_at(steps))
-        return optax.chain(*clip, *penalty, *self._direction(), *decoupled, rate)
+        return joined(optax.chain(*clip, *penalty, *self._direction(), *decoupled, rate))
 
     def _direction(self) -> list[optax.GradientTransformation]:
         """The update rule without the learning rate."""
@@ -213,6 +214,55 @@ class Optimizer:
                 exponent = step / self.decay_steps
             return jnp.maximum(self.decay_rate**exponent, self.final_fraction)
         return jnp.float32(1.0)
+
+
+def joined(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns a rule for trees of parameters that acts on all their vectors at once.
+
+    Biases and normalisation's parameters are most of a network's arrays and next to none of its
+    numbers: for one array of them all a step needs operations by the thousand fewer.
+
+    Args:
+        rule: acts on each number by itself, or by the number of its array's axes and the norm of
+            all of them. Its state is that of the tree `join` returns.
+    """
+
+    def init(params: Any) -> Any:
+        return rule.init(join(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        together = None if params is None else join(params)
+        found, state = rule.update(join(updates), state, together)
+        return _parted(found, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def join(tree: Any) -> dict[str, Any]:
+    """Puts the vectors of a tree of arrays one after the other into one, if there are any.
+
+    Args:
+        tree: arrays of one dtype, of any shapes.
+
+    Returns:
+        "vectors", those, and "others", the tree without them.
+    """
+    others = jax.tree.map(lambda leaf: optax.MaskedNode() if _is_vector(leaf) else leaf, tree)
+    vectors = [leaf for leaf in jax.tree.leaves(tree) if _is_vector(leaf)]
+    return {"others": others} | ({"vectors": jnp.concatenate(vectors)} if vectors else {})
+
+
+def _parted(joint: dict[str, Any], like: Any) -> Any:
+    """Takes apart what `join` makes of a tree like `like`."""
+    ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(like) if _is_vector(leaf)])
+    vectors = iter(jnp.split(joint["vectors"], ends[:-1]) if len(ends) else [])
+    return jax.tree.map(
+        lambda leaf, other: next(vectors) if _is_vector(leaf) else other, like, joint["others"]
+    )
+
+
+def _is_vector(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 1
 
 
 def _is_kernel(params: Any) -> Any:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from segzoo import assembly, evaluate, features, parallel, tasks, transfer
+from segzoo import assembly, evaluate, features, optim, parallel, tasks, transfer
 from segzoo import experiment as experiments
 from segzoo.checkpoint import Checkpoints
 from segzoo.data import augment
@@ -204,7 +204,9 @@ def make_train_step(
         sums, batch_stats = accumulate(plan, trained, fixed, state.batch_stats, example, key)
         grads, total, count = parallel.psum(sums, axis_name)
         count = jnp.maximum(count, 1.0)  # an all-void batch changes nothing
-        grads = jax.tree.map(lambda g: g / count, grads)
+        norm = optax.tree.norm(optim.join(grads)) / count
+        # A product is computed again by all that read it, a quotient kept as an array.
+        grads = jax.tree.map(lambda g: g * (1.0 / count), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, plan.scale(updates))
         ema = state.ema
@@ -212,7 +214,7 @@ def make_train_step(
             ema = optax.incremental_update(trained, ema, 1.0 - experiment.ema)
         params = transfer.union(fixed, trained)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return new, {"loss": total / count, "grad_norm": optax.tree.norm(grads)}
+        return new, {"loss": total / count, "grad_norm": norm}
 
     return step
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,14 @@ GRADIENTS = np.random.default_rng(0).normal(size=(6, 3, 4))
 
 def run(optimizer, gradients, params=None, steps=100):
     """The parameters after the given gradients, one after the other, starting from ones."""
-    transformation = optimizer.build(steps)
+    gradients = [jnp.asarray(gradient, jnp.float32) for gradient in gradients]
     params = jnp.ones(gradients[0].shape) if params is None else params
+    return run_tree(optimizer, gradients, params, steps)
+
+
+def run_tree(optimizer, gradients, params, steps=100):
+    """The same of trees of arrays."""
+    transformation = optimizer.build(steps)
     state = transformation.init(params)
 
     @jax.jit
@@ -28,7 +35,7 @@ def run(optimizer, gradients, params=None, steps=100):
         return optax.apply_updates(params, updates), state
 
     for gradient in gradients:
-        params, state = step(params, state, jnp.asarray(gradient, jnp.float32))
+        params, state = step(params, state, gradient)
     return params
 
 
@@ -235,3 +242,39 @@ def test_the_rate_falls_at_the_milestones_counted_with_the_warm_up():
 def test_milestones_are_steps_of_the_schedule_step_alone(wrong):
     with pytest.raises(SegzooError, match=r"optimizer\.milestones"):
         Optimizer(**wrong)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_vectors_are_updated_as_if_each_by_itself(name, decay_all):
+    optimizer = Optimizer(name, 0.1, weight_decay=0.01, decay_all=decay_all, eps=1e-3)
+    draw = np.random.default_rng(1).normal
+    shapes = {"a": {"bias": (3,), "kernel": (2, 3)}, "b": {"bias": (4,), "scale": (1,), "x": ()}}
+    tree = jax.tree.map(
+        lambda s: jnp.asarray(draw(size=(5, *s)), jnp.float32),
+        shapes,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
+    params, *gradients = (jax.tree.map(operator.itemgetter(i), tree) for i in range(5))
+    joint = run_tree(optimizer, gradients, params)
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(joint)):
+        alone = run_tree(
+            optimizer, [jax.tree.leaves(g)[i] for g in gradients], jax.tree.leaves(params)[i]
+        )
+        np.testing.assert_allclose(leaf, alone, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+def test_parameters_without_a_vector():
+    params = {"kernel": jnp.ones((2, 2)), "alpha": jnp.ones(())}
+    gradients = [jax.tree.map(lambda p: 2.0 * p, params)]
+    found = run_tree(Optimizer("sgd", 0.1), gradients, params)
+    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0.8, rtol=1e-6), found)
+
+
+def test_the_state_holds_one_array_for_all_vectors():
+    params = {"a": {"bias": jnp.ones(3), "kernel": jnp.ones((2, 3))}, "b": {"scale": jnp.ones(4)}}
+    state = Optimizer().build(10).init(params)
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim) == [
+        *[(2, 3)] * 2,
+        *[(7,)] * 2,
+    ]

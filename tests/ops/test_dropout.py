@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 
 from segzoo.ops.dropout import dropout
 
 
 def drop(shape, rate, seed=0, impl="threefry2x32", dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(seed, impl=impl), shape[0])
-    return np.asarray(jax.jit(dropout, static_argnums=2)(jnp.ones(shape, dtype), keys, rate))
+    key = jax.random.key(seed, impl=impl)
+    return np.asarray(jax.jit(dropout, static_argnums=2)(jnp.ones(shape, dtype), key, rate))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.99])
@@ -46,3 +47,22 @@ def test_another_key_drops_others():
     np.testing.assert_array_equal(a, again)
     assert np.mean(a == b) < 0.6
     assert np.mean(a[0] == a[1]) < 0.6
+
+
+def test_a_part_of_a_batch_is_dropped_as_in_the_whole():
+    key, x = jax.random.key(3), jnp.ones((6, 5, 7))
+    whole = dropout(x, key, 0.5)
+    parts = [dropout(x[i : i + 2], key, 0.5, first=jnp.int32(i)) for i in (0, 2, 4)]
+    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
+    assert len(np.unique(np.asarray(whole).reshape(6, -1), axis=0)) == 6
+
+
+def test_decisions_are_threefrys_words():
+    """Bit for bit: what one example's numbers become, from one call for four of them."""
+    key, rate = jax.random.key(4), 0.3
+    y = np.asarray(dropout(jnp.ones((3, 10)), key, rate))
+    for position in range(3):
+        calls = [jnp.array([position, i], jnp.uint32) for i in range(3)]
+        words = np.asarray([threefry_2x32(jax.random.key_data(key), call) for call in calls]).T
+        halves = np.concatenate([words.ravel() % 2**16, words.ravel() // 2**16])
+        np.testing.assert_array_equal(y[position] != 0, halves[:10] >= round(rate * 2**16))
