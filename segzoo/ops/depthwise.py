@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ Array = jax.Array
 # How many rows of the output the gradient of the kernel takes at a time. All taps of all rows are
 # written out, which takes its time to compile: fewer rows where there are more taps.
 _ROWS, _FEWER_ROWS, _MANY_TAPS = 16, 8, 10
+# So few products of all taps stay in the cache: added up in what order ever, and soon compiled.
+_FEW = 2**22
 # Where so many of the places see no padding, those that do are computed apart.
 _INSIDE = 0.9
 
@@ -128,7 +130,6 @@ def _backward(
     cotangent: Array,
 ) -> tuple[Array, Array]:
     x, kernel = arguments
-    wide = jnp.promote_types(x.dtype, jnp.float32)
     window, rank = kernel.shape[:-2], x.ndim - 2
 
     # The cotangent, with zeros where strides left outputs out, meets the kernel in reverse.
@@ -144,18 +145,37 @@ def _backward(
     flipped, ones = jnp.flip(kernel, tuple(range(rank))), (1,) * rank
     for_x = _convolve(full, flipped, ones, around, dilation)
 
+    total = _kernel_gradient(x, window, strides, pads, dilation, cotangent)
+    return for_x.astype(x.dtype), total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _kernel_gradient(
+    x: Array, window: Numbers, strides: Numbers, pads: Pairs, dilation: Numbers, cotangent: Array
+) -> Array:
+    """What each tap meets, times the cotangent, added up over all pixels: `[taps, C]`."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    def by_tap(seen: Array) -> Iterator[Array]:
+        return (part.astype(wide) for part in seen_by_taps(seen, window, strides, dilation))
+
+    if math.prod(window) * cotangent.size <= _FEW:
+        axes = tuple(range(cotangent.ndim - 1))
+        return jnp.stack([(part * cotangent).sum(axes) for part in by_tap(pad(x, pads))])
+
     def product(seen: Array, met: Array) -> list[Array]:
         # Added up over the rows alone, element by element: the sum over all pixels would go through
         # memory channel by channel. An array for each tap: stacked, they are slow to write.
-        parts = (part.astype(wide) for part in seen_by_taps(seen, window, strides, dilation))
         rows = range(met.shape[1])
-        return [functools.reduce(jnp.add, (part[:, i] * met[:, i] for i in rows)) for part in parts]
+        return [
+            functools.reduce(jnp.add, (part[:, i] * met[:, i] for i in rows))
+            for part in by_tap(seen)
+        ]
 
     at_once = _ROWS if math.prod(window) < _MANY_TAPS else _FEWER_ROWS
     pixels = at_once * math.prod(cotangent.shape[2:-1])
-    totals = sum_over_blocks(product, x, pads, cotangent, strides[0], reaches[0] + 1, pixels)
-    total = jnp.stack([total.reshape(-1, total.shape[-1]).sum(0) for total in totals])
-    return for_x.astype(x.dtype), total.reshape(kernel.shape).astype(kernel.dtype)
+    reach = _reaches(window, dilation)[0] + 1
+    totals = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, pixels)
+    return jnp.stack([total.reshape(-1, total.shape[-1]).sum(0) for total in totals])
 
 
 _convolve.defvjp(_forward, _backward)

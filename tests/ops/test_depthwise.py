@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from segzoo.cost import multiply_adds
+from segzoo.ops import depthwise
 from segzoo.ops.convolution import conv_general_dilated
 from segzoo.ops.depthwise import depthwise_conv
 from segzoo.ops.windows import explicit_pads, padded_size, places
@@ -43,8 +44,12 @@ GEOMETRIES = [
 ]
 
 
+@pytest.mark.parametrize("few", [0, depthwise._FEW], ids=["blocks", "at once"])
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding", "dilation"), GEOMETRIES)
-def test_values_and_gradients(assert_same_function, size, kernel, strides, padding, dilation):
+def test_values_and_gradients(
+    monkeypatch, assert_same_function, size, kernel, strides, padding, dilation, few
+):
+    monkeypatch.setattr(depthwise, "_FEW", few)
     assert_same_function(
         lambda x, k: depthwise_conv(x, k, strides, padding, dilation),
         lambda x, k: plain(x, k, strides, padding, dilation),
