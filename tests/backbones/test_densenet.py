@@ -138,7 +138,7 @@ def test_average_pooling(size):
 def test_drop_out_follows_every_convolution_but_the_first(monkeypatch):
     masks = []
 
-    def dropout(x, keys, rate):
+    def dropout(x, key, rate, *, first):
         masks.append((rate, x.shape[-1]))
         return x
 
