@@ -265,10 +265,13 @@ def example_keys(key: Array, examples: int, axis_name: str | None) -> Array:
     Returns:
         `[examples]`: the key folded with each example's position in the global batch.
     """
-    position = jnp.arange(examples)
-    if axis_name is not None:
-        position = position + lax.axis_index(axis_name) * examples
+    position = _first_position(examples, axis_name) + jnp.arange(examples)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+
+
+def _first_position(examples: int, axis_name: str | None) -> Array | int:
+    """Where in the global batch the examples of this device begin."""
+    return 0 if axis_name is None else lax.axis_index(axis_name) * examples
 
 
 class Dropout(nn.Module):
@@ -294,5 +297,5 @@ class Dropout(nn.Module):
         if self.rate == 1.0:
             return jnp.zeros_like(x)
         axis_name = None if self.is_initializing() else self.axis_name
-        first = 0 if axis_name is None else lax.axis_index(axis_name) * x.shape[0]
+        first = _first_position(x.shape[0], axis_name)
         return dropout(x, self.make_rng("dropout"), self.rate, first=first)

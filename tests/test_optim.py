@@ -19,14 +19,9 @@ GRADIENTS = np.random.default_rng(0).normal(size=(6, 3, 4))
 
 def run(optimizer, gradients, params=None, steps=100):
     """The parameters after the given gradients, one after the other, starting from ones."""
-    gradients = [jnp.asarray(gradient, jnp.float32) for gradient in gradients]
-    params = jnp.ones(gradients[0].shape) if params is None else params
-    return run_tree(optimizer, gradients, params, steps)
-
-
-def run_tree(optimizer, gradients, params, steps=100):
-    """The same of trees of arrays."""
+    gradients = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), list(gradients))
     transformation = optimizer.build(steps)
+    params = jnp.ones(gradients[0].shape) if params is None else params
     state = transformation.init(params)
 
     @jax.jit
@@ -256,9 +251,9 @@ def test_vectors_are_updated_as_if_each_by_itself(name, decay_all):
         is_leaf=lambda s: isinstance(s, tuple),
     )
     params, *gradients = (jax.tree.map(operator.itemgetter(i), tree) for i in range(5))
-    joint = run_tree(optimizer, gradients, params)
+    joint = run(optimizer, gradients, params)
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(joint)):
-        alone = run_tree(
+        alone = run(
             optimizer, [jax.tree.leaves(g)[i] for g in gradients], jax.tree.leaves(params)[i]
         )
         np.testing.assert_allclose(leaf, alone, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
@@ -267,7 +262,7 @@ def test_vectors_are_updated_as_if_each_by_itself(name, decay_all):
 def test_parameters_without_a_vector():
     params = {"kernel": jnp.ones((2, 2)), "alpha": jnp.ones(())}
     gradients = [jax.tree.map(lambda p: 2.0 * p, params)]
-    found = run_tree(Optimizer("sgd", 0.1), gradients, params)
+    found = run(Optimizer("sgd", 0.1), gradients, params)
     jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0.8, rtol=1e-6), found)
 
 
