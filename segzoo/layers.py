@@ -120,8 +120,19 @@ class Norm(nn.Module):
     test_statistics: TestStatistics = "running"
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """`[B, *S, C] -> [B, *S, C]`; `train` chooses batch statistics and updates the running."""
+    def __call__(
+        self, x: Array, *, train: bool, statistics: tuple[Array, Array] | None = None
+    ) -> Array:
+        """Normalises.
+
+        Args:
+            x: `[B, *S, C]`.
+            train: chooses batch statistics, and updates the running ones.
+            statistics: those of the batch, `[C]` each, where they are known; see `Measured`.
+
+        Returns:
+            `[B, *S, C]`.
+        """
         check_choice("test_statistics", self.test_statistics, TEST_STATISTICS)
         norm: nn.Module
         if self.kind == "none":
@@ -132,14 +143,14 @@ class Norm(nn.Module):
             # Of every channel of every image by itself, by the scale and offset of batch norm.
             norm = nn.InstanceNorm(epsilon=self.epsilon, dtype=self.dtype)
         elif self.kind == "batch":
-            return self._batch(x, train)
+            return self._batch(x, train, statistics)
         else:
             check_choice("norm", self.kind, NORMS)
             norm = nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=self.epsilon, dtype=self.dtype)
         nn.share_scope(self, norm)  # one level in the tree of parameters, not two
         return norm(x)
 
-    def _batch(self, x: Array, train: bool) -> Array:
+    def _batch(self, x: Array, train: bool, statistics: tuple[Array, Array] | None) -> Array:
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -150,7 +161,13 @@ class Norm(nn.Module):
         # While variables are made there is no mapped axis.
         axis_name = None if self.is_initializing() else self.axis_name
         y, of_batch, spread = batch_norm(
-            x, scale, bias, epsilon=self.epsilon, axis_name=axis_name, dtype=self.dtype
+            x,
+            scale,
+            bias,
+            epsilon=self.epsilon,
+            axis_name=axis_name,
+            dtype=self.dtype,
+            statistics=statistics,
         )
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * of_batch

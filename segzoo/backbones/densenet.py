@@ -6,6 +6,7 @@ are not, after every convolution but the first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from segzoo.backbones.classifier import OUTPUT_STRIDES, Classifier, dilate
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import check_choice, check_positive_int
 from segzoo.layers import NORMS, Conv, ConvNormAct, Dropout, Norm, NormKind, max_pool
+from segzoo.measured import Measured, measure, side_by_side
 from segzoo.registry import register
 
 Array = jax.Array
@@ -77,13 +79,12 @@ class DenseLayer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, *maps: Array, train: bool) -> Array:
+    def __call__(self, *maps: Measured, train: bool) -> Array:
         """`[B, H, W, C0], [B, H, W, C1], ... -> [B, H, W, features]`, from all maps before it."""
-        x = jnp.concatenate(maps, axis=-1)
-        x = self._step(x, 1, BOTTLENECK * self.features, train)
-        return self._step(x, 2, self.features, train)
+        x = self._step(side_by_side(*maps), 1, BOTTLENECK * self.features, train)
+        return self._step(Measured(x), 2, self.features, train)
 
-    def _step(self, x: Array, number: int, features: int, train: bool) -> Array:
+    def _step(self, maps: Measured, number: int, features: int, train: bool) -> Array:
         kernel_size, dilation = (1, 1) if number == 1 else (3, self.dilation)
         pad = kernel_size // 2 * dilation
         norm = Norm(self.norm, self.dtype, self.axis_name, name=f"norm{number}")
@@ -97,7 +98,8 @@ class DenseLayer(nn.Module):
             name=f"conv{number}",
         )
         dropout = Dropout(self.dropout, self.axis_name, name=f"dropout{number}")
-        return dropout(conv(nn.relu(norm(x, train=train))), deterministic=not train)
+        x = nn.relu(norm(maps.x, train=train, statistics=maps.statistics))
+        return dropout(conv(x), deterministic=not train)
 
 
 class Transition(nn.Module):
@@ -122,12 +124,13 @@ class Transition(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+    def __call__(self, maps: Measured, *, train: bool) -> tuple[Array, Array]:
         """`[B, H, W, C] -> [B, H, W, C], [B, H / stride, W / stride, C / 2]`.
 
         The first result is the block's feature map, after norm and ReLU; the second goes on.
         """
-        x = nn.relu(Norm(self.norm, self.dtype, self.axis_name, name="norm")(x, train=train))
+        norm = Norm(self.norm, self.dtype, self.axis_name, name="norm")
+        x = nn.relu(norm(maps.x, train=train, statistics=maps.statistics))
         conv = Conv(
             x.shape[-1] // 2,
             (1, 1),
@@ -227,23 +230,26 @@ class DenseNet(nn.Module):
         features = [stem(image, train=train)]
         x = max_pool(features[0], (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
+        # While variables are made there is no mapped axis.
+        axis_name = None if self.is_initializing() else self.axis_name
+        measured = functools.partial(measure, norm=self.norm, axis_name=axis_name, train=train)
         common["dropout"] = self.dropout
         # The strides before each dense block; the first is that of the stem and its pool together.
         geometry = dilate((4, 2, 2, 2), self.output_stride)
         for block, (*layers, last) in enumerate(self.stages[1:]):
             dilation = geometry[block][1]
             # Concatenated anew for each layer: compiles faster than one array that grows.
-            maps = [x]
+            maps = [measured(x)]
             for name in layers:
                 layer = DenseLayer(self.growth_rate, dilation, name=name, **common)
-                maps.append(layer(*maps, train=train))
-            x = jnp.concatenate(maps, axis=-1)
+                maps.append(measured(layer(*maps, train=train)))
+            whole = side_by_side(*maps)
             if block + 1 < len(geometry):
                 stride = geometry[block + 1][0]
-                feature, x = Transition(stride, dilation, name=last, **common)(x, train=train)
+                feature, x = Transition(stride, dilation, name=last, **common)(whole, train=train)
             else:
                 norm = Norm(self.norm, self.dtype, self.axis_name, name=last)
-                feature = nn.relu(norm(x, train=train))
+                feature = nn.relu(norm(whole.x, train=train, statistics=whole.statistics))
             features.append(feature)
         return tuple(features)
 

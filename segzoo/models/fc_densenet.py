@@ -28,6 +28,7 @@ The layer is not the one of `segzoo.backbones.densenet`: no bottleneck, a bias, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ from segzoo.layers import (
     max_pool,
     pad_to_multiple,
 )
+from segzoo.measured import Measured, measure, side_by_side
 from segzoo.registry import register, with_fixed
 
 Array = jax.Array
@@ -83,7 +85,7 @@ class Layer(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, *maps: Array, train: bool) -> Array:
+    def __call__(self, *maps: Measured, train: bool) -> Array:
         """`[B, H, W, C0], [B, H, W, C1], ... -> [B, H, W, features]`, from all maps together."""
         norm = Norm(
             self.norm,
@@ -100,7 +102,8 @@ class Layer(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        x = conv(nn.relu(norm(jnp.concatenate(maps, axis=-1), train=train)))
+        x, statistics = side_by_side(*maps)
+        x = conv(nn.relu(norm(x, train=train, statistics=statistics)))
         return Dropout(self.dropout, self.axis_name)(x, deterministic=not train)
 
 
@@ -122,20 +125,20 @@ class DenseBlock(nn.Module):
     options: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Measured, *, train: bool) -> Measured:
         """`[B, H, W, C] -> [B, H, W, layers * growth_rate]`: the new maps alone."""
 
-        def run(layer: Layer, *maps: Array) -> Array:
+        def run(layer: Layer, *maps: Measured) -> Array:
             return layer(*maps, train=train)
 
         if self.remat and train:
             run = nn.remat(run)
         # Concatenated anew for each layer: compiles faster than one array that grows.
-        maps = [x]
+        maps, read_by = [x], {name: self.options[name] for name in ("norm", "axis_name")}
         for number in range(1, self.layers + 1):
             layer = Layer(self.growth_rate, name=f"layer{number}", **self.options)
-            maps.append(run(layer, *maps))
-        return jnp.concatenate(maps[1:], axis=-1)
+            maps.append(measure(run(layer, *maps), train=train, **read_by))
+        return side_by_side(*maps[1:])
 
 
 class ConvBlock(nn.Module):
@@ -150,10 +153,11 @@ class ConvBlock(nn.Module):
     options: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Measured, *, train: bool) -> Measured:
         """`[B, H, W, C] -> [B, H, W, features]`."""
         for number in (1, 2, 3):
-            x = Layer(self.features, name=f"layer{number}", **self.options)(x, train=train)
+            layer = Layer(self.features, name=f"layer{number}", **self.options)
+            x = Measured(layer(x, train=train))
         return x
 
 
@@ -167,9 +171,9 @@ class TransitionDown(nn.Module):
     options: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Measured, *, train: bool) -> Array:
         """`[B, H, W, C] -> [B, H // 2, W // 2, C]`."""
-        layer = Layer(x.shape[-1], kernel_size=1, name="layer", **self.options)
+        layer = Layer(x.x.shape[-1], kernel_size=1, name="layer", **self.options)
         return max_pool(layer(x, train=train), (2, 2))
 
 
@@ -187,15 +191,13 @@ class TransitionUp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array) -> Array:
-        """`[B, h, w, C], [B, H, W, S] -> [B, H, W, features + S]` for h = H // 2, w = W // 2."""
+    def __call__(self, x: Array, size: tuple[int, ...]) -> Array:
+        """`[B, h, w, C] -> [B, H, W, features]`, H and W the `size`, h = H // 2, w = W // 2."""
         kernel = (self.kernel_size, self.kernel_size)
-        size = skip.shape[1:-1]
         up = ConvTranspose(
             self.features, kernel, (2, 2), dtype=self.dtype, kernel_init=he_uniform, name="conv"
         )
-        x = pad_to_multiple(crop_to(up(x), size), size)
-        return jnp.concatenate([x, skip], axis=-1)
+        return pad_to_multiple(crop_to(up(x), size), size)
 
 
 class FCDenseNet(nn.Module):
@@ -244,40 +246,45 @@ class FCDenseNet(nn.Module):
         """
         check_image(image, 2)
         size = image.shape[1:-1]
+        # While variables are made there is no mapped axis.
+        axis_name = None if self.is_initializing() else self.axis_name
         options = {
             "dropout": self.dropout,
             "norm": self.norm,
             "test_statistics": self.test_statistics,
             "dtype": self.dtype,
-            "axis_name": self.axis_name,
+            "axis_name": axis_name,
         }
+        measured = functools.partial(measure, norm=self.norm, axis_name=axis_name, train=train)
         *down, bottleneck = self.blocks[:6]
 
         def dense_block(layers: int, name: str) -> DenseBlock:
             return DenseBlock(layers, self.growth_rate, self.remat, options, name=name)
 
         x = pad_to_multiple(image, [SMALLEST if n < SMALLEST else 1 for n in size])
-        x = Conv(self.width, (3, 3), kernel_init=he_uniform, dtype=self.dtype, name="conv")(x)
+        conv = Conv(self.width, (3, 3), kernel_init=he_uniform, dtype=self.dtype, name="conv")
+        maps = measured(conv(x))
         skips = []
         for level, layers in enumerate(down):
-            new = dense_block(layers, f"down{level}")(x, train=train)
-            skips.append(jnp.concatenate([x, new], axis=-1))
-            x = TransitionDown(options, name=f"transition_down{level}")(skips[-1], train=train)
+            new = dense_block(layers, f"down{level}")(maps, train=train)
+            skips.append(side_by_side(maps, new))
+            pool = TransitionDown(options, name=f"transition_down{level}")
+            maps = measured(pool(skips[-1], train=train))
 
-        new = dense_block(bottleneck, "bottleneck")(x, train=train)
-        for level in reversed(range(len(skips))):
-            name = f"transition_up{level}"
+        new = dense_block(bottleneck, "bottleneck")(maps, train=train)
+        for level, skip in reversed(list(enumerate(skips))):
+            block: DenseBlock | ConvBlock
             if self.classic is None:
-                up = TransitionUp(new.shape[-1], dtype=self.dtype, name=name)
-                x = up(new, skips[level])
-                new = dense_block(self.blocks[-1 - level], f"up{level}")(x, train=train)
+                filters, kernel_size = new.x.shape[-1], 3
+                block = dense_block(self.blocks[-1 - level], f"up{level}")
             else:
-                filters = self.classic[-1 - level]
-                up = TransitionUp(filters, kernel_size=2, dtype=self.dtype, name=name)
-                x = up(new, skips[level])
-                new = ConvBlock(filters, options, name=f"up{level}")(x, train=train)
+                filters, kernel_size = self.classic[-1 - level], 2
+                block = ConvBlock(filters, options, name=f"up{level}")
+            up = TransitionUp(filters, kernel_size, self.dtype, name=f"transition_up{level}")
+            maps = side_by_side(measured(up(new.x, skip.x.shape[1:-1])), skip)
+            new = block(maps, train=train)
 
-        x = new if self.classic is not None else jnp.concatenate([x, new], axis=-1)
+        x = new.x if self.classic is not None else side_by_side(maps, new).x
         score = Score(self.num_classes, self.dtype, kernel_init=he_uniform, name="score")
         return crop_to(score(x), size)
 

@@ -2,6 +2,9 @@
 
 Left to automatic differentiation, mean and variance each pass back a sum of their own over all
 pixels, beside those of scale and offset. In closed form two sums serve all four.
+
+In dense blocks every layer normalises the maps of all layers before it, by the same statistics:
+there they are measured once, and their gradient is passed back once.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ def batch_norm(
     epsilon: float,
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
+    statistics: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalises every channel by the mean and variance of a batch.
 
@@ -39,13 +43,36 @@ def batch_norm(
         epsilon: added to the variance.
         axis_name: the mapped axis over whose devices the statistics are averaged.
         dtype: of the result.
+        statistics: mean and variance, where `batch_statistics` has measured them already.
 
     Returns:
         `[B, *S, C]`, and the mean and the (biased) variance, `[C]` each. To gradients these two are
         constants.
     """
-    y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, jnp.dtype(dtype))
+    if statistics is None:
+        y, mean, var = _batch_norm(x, scale, bias, epsilon, axis_name, jnp.dtype(dtype))
+    else:
+        mean, var = statistics
+        y = _normalize(x, mean, var, scale, bias, epsilon, jnp.dtype(dtype))
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Array]:
+    """Measures every channel of a batch, for several normalisations.
+
+    Args:
+        x: `[B, *S, C]`.
+        axis_name: as for `batch_norm`.
+
+    Returns:
+        The mean and the (biased) variance, `[C]` each.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean, square = _averaged(wide.mean(axes), jnp.square(wide).mean(axes), axis_name)
+    # By rounding the difference could be negative.
+    return mean, jnp.maximum(0, square - jnp.square(mean))
 
 
 def normalize(
@@ -59,11 +86,7 @@ def normalize(
 def _batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, dtype: Any
 ) -> tuple[Array, Array, Array]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean, square = _averaged(wide.mean(axes), jnp.square(wide).mean(axes), axis_name)
-    # By rounding the difference could be negative.
-    var = jnp.maximum(0, square - jnp.square(mean))
+    mean, var = batch_statistics(x, axis_name)
     return normalize(x, mean, var, scale, bias, epsilon, dtype), mean, var
 
 
@@ -98,6 +121,58 @@ def _backward(
 
 
 _batch_norm.defvjp(_forward, _backward)
+
+
+def _measure(x: Array, axis_name: str | None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    mean, var = batch_statistics(x, axis_name)
+    return (mean, var), (x, mean)
+
+
+def _unmeasure(
+    axis_name: str | None, residuals: tuple[Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[Array]:
+    x, mean = residuals
+    for_mean, for_var = _averaged(*cotangents, axis_name)
+    pixels = x.size // x.shape[-1]
+    centred = x.astype(mean.dtype) - mean
+    return ((centred * (2 / pixels * for_var) + for_mean / pixels).astype(x.dtype),)
+
+
+batch_statistics.defvjp(_measure, _unmeasure)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _normalize(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> Array:
+    return normalize(x, mean, var, scale, bias, epsilon, dtype)
+
+
+def _normalize_forward(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    y = normalize(x, mean, var, scale, bias, epsilon, dtype)
+    return y, (x, mean, var, scale, bias)
+
+
+def _normalize_backward(
+    epsilon: float, dtype: Any, residuals: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, ...]:
+    x, mean, var, scale, bias = residuals
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    cotangent, factor = cotangent.astype(wide), lax.rsqrt(var + epsilon)
+    axes = tuple(range(x.ndim - 1))
+    for_bias = cotangent.sum(axes)
+    # Of the maps as they are: their difference from the mean would be an array of its own.
+    for_scale = ((cotangent * x.astype(wide)).sum(axes) - mean * for_bias) * factor
+    for_x = (cotangent * (factor * scale)).astype(x.dtype)
+    # What the two sums weigh by is the same for all pixels.
+    for_mean = -factor * scale * for_bias
+    for_var = -0.5 * jnp.square(factor) * scale * for_scale
+    return for_x, for_mean, for_var, for_scale.astype(scale.dtype), for_bias.astype(bias.dtype)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _averaged(a: Array, b: Array, axis_name: str | None) -> tuple[Array, Array]:

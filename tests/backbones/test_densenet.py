@@ -8,6 +8,7 @@ from flax import traverse_util
 import segzoo
 from segzoo import SegzooError
 from segzoo.backbones.densenet import BLOCKS, DenseLayer, DenseNet, average_pool
+from segzoo.measured import Measured
 from segzoo.weights.densenet import layouts
 from segzoo.weights.names import places
 
@@ -160,7 +161,7 @@ def test_drop_out_follows_every_convolution_but_the_first(monkeypatch):
 def test_drop_out_zeroes_outputs(filled):
     class Training(DenseLayer):
         def __call__(self, x, *, train=True):
-            return super().__call__(x, train=train)
+            return super().__call__(Measured(x), train=train)
 
     x = random_image(2, 16, 16, 4)
     layer = Training(8, dropout=0.5)

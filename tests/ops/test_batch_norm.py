@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segzoo.ops.batch_norm import batch_norm
+from segzoo.ops.batch_norm import batch_norm, batch_statistics
 
 EPSILON = 1e-3
 
@@ -28,33 +28,43 @@ def linen(x, scale, bias, axis_name=None, dtype=jnp.float32):
 ours = functools.partial(batch_norm, epsilon=EPSILON)
 
 
+def in_two_steps(x, scale, bias, axis_name=None, **options):
+    statistics = batch_statistics(x, axis_name)
+    return ours(x, scale, bias, axis_name=axis_name, statistics=statistics, **options)
+
+
+both_ways = pytest.mark.parametrize("norm", [ours, in_two_steps], ids=["once", "two_steps"])
+
+
 def arguments(*shape):
     return 2 + 3 * random(*shape), 1 + 0.3 * random(shape[-1], seed=1), random(shape[-1], seed=2)
 
 
+@both_ways
 @pytest.mark.parametrize("shape", [(4, 6, 5, 3), (2, 3, 4, 5, 2), (7, 4), (1, 1, 1, 3)])
-def test_it_is_linens(shape):
+def test_it_is_linens(shape, norm):
     x, scale, bias = arguments(*shape)
-    for got, expected in zip(ours(x, scale, bias), linen(x, scale, bias), strict=True):
+    for got, expected in zip(norm(x, scale, bias), linen(x, scale, bias), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
     def loss(norm, *arguments):
         return (jnp.sin(norm(*arguments)[0]) * random(*shape, seed=3)).sum()
 
     got, expected = (
-        jax.jit(jax.grad(functools.partial(loss, norm), argnums=(0, 1, 2)))(x, scale, bias)
-        for norm in (ours, linen)
+        jax.jit(jax.grad(functools.partial(loss, n), argnums=(0, 1, 2)))(x, scale, bias)
+        for n in (norm, linen)
     )
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_over_devices_it_is_that_of_the_whole_batch():
+@both_ways
+def test_over_devices_it_is_that_of_the_whole_batch(norm):
     x, scale, bias = arguments(8, 3, 3, 4)
     weights = random(*x.shape, seed=3)
 
     def loss(x, scale, bias, weights, axis_name):
-        y, _, _ = ours(x, scale, bias, axis_name=axis_name)
+        y, _, _ = norm(x, scale, bias, axis_name=axis_name)
         return (jnp.sin(y) * weights).sum()
 
     whole = jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias, weights, None)
@@ -67,21 +77,39 @@ def test_over_devices_it_is_that_of_the_whole_batch():
         np.testing.assert_allclose(part.sum(0), total, rtol=1e-4, atol=1e-5)
 
 
-def test_sums_of_bfloat16_are_float32():
+@both_ways
+def test_sums_of_bfloat16_are_float32(norm):
     x, scale, bias = arguments(64, 64, 4)
     half = x.astype(jnp.bfloat16)
-    y, mean, _ = ours(half, scale, bias, dtype=jnp.bfloat16)
+    y, mean, _ = norm(half, scale, bias, dtype=jnp.bfloat16)
     assert (y.dtype, mean.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(mean, np.asarray(half, np.float64).mean((0, 1)), rtol=1e-5)
-    gradient = jax.grad(lambda x: ours(x, scale, bias)[0].sum())(half)
+    gradient = jax.grad(lambda x: norm(x, scale, bias)[0].sum())(half)
     assert gradient.dtype == jnp.bfloat16
-    by_bias = jax.grad(lambda b: ours(half, scale, b, dtype=jnp.bfloat16)[0].sum())(bias)
+    by_bias = jax.grad(lambda b: norm(half, scale, b, dtype=jnp.bfloat16)[0].sum())(bias)
     np.testing.assert_array_equal(by_bias, 4096)  # where bfloat16 would stop at 256
 
 
-def test_constant_maps_stay_finite():
+def test_two_norms_of_one_map_share_its_statistics():
+    x, scale, bias = arguments(4, 6, 5, 3)
+
+    def loss(x, scale, bias, shared):
+        statistics = batch_statistics(x) if shared else None
+        first, _, _ = ours(x, scale, bias, statistics=statistics)
+        second, _, _ = ours(x, bias, scale, statistics=statistics)
+        return jnp.sin(first * jnp.cos(second)).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), static_argnums=3)
+    for got, expected in zip(
+        gradient(x, scale, bias, True), gradient(x, scale, bias, False), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@both_ways
+def test_constant_maps_stay_finite(norm):
     x, scale, bias = jnp.full((2, 4, 4, 3), 1e3), jnp.ones(3), jnp.zeros(3)
-    gradient = jax.grad(lambda x: jnp.square(ours(x, scale, bias)[0]).sum())(x)
+    gradient = jax.grad(lambda x: jnp.square(norm(x, scale, bias)[0]).sum())(x)
     assert np.isfinite(np.asarray(gradient)).all()
 
 
