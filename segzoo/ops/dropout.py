@@ -1,8 +1,8 @@
-"""Dropout (Srivastava et al. 2014), its random bits used up.
+"""Dropout (Srivastava et al. 2014), its random bits drawn where they are used.
 
-`jax.random.bernoulli` spends two words of Threefry, twenty rounds, on a single decision; here the
-two decide on four, and on arrays without short axes, for which XLA's CPU compiler makes far less
-code. In a network with dropout after every layer this is felt in the whole train step.
+`jax.random.bernoulli` runs the rounds of Threefry as a loop on a CPU, through memory at each pass,
+and makes a number of every word. In a network with dropout after every layer this is felt in the
+whole train step.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.random import threefry_2x32
 
 Array = jax.Array
 
-_BITS = 16  # that decide on one number
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # bits, in the eight rounds that repeat
+_PARITY = 0x1BD11BDA  # makes the third word of the key depend on both others
 
 
 def dropout(x: Array, key: Array, rate: float, *, first: Array | int = 0) -> Array:
@@ -27,7 +27,7 @@ def dropout(x: Array, key: Array, rate: float, *, first: Array | int = 0) -> Arr
         x: `[B, ...]`, floating.
         key: one for the whole batch.
         rate: the probability of zero, from 0 to less than 1. Taken to the nearest multiple of
-            2^-16.
+            2^-32.
         first: the position of the first example, where `x` is a part of the batch.
 
     Returns:
@@ -46,11 +46,26 @@ def _decide(key: Array, rate: float, shape: tuple[int, ...], first: Array | int)
         pair = jax.random.bits(key, (2,), jnp.uint32)
     # Threefry enciphers two words at a time, here an example's position and a running number: one
     # call for the whole batch, and no key for each example.
-    calls = (examples, -(-count // 4))
+    calls = (examples, -(-count // 2))
     position = lax.broadcasted_iota(jnp.uint32, calls, 0) + jnp.asarray(first, jnp.uint32)
-    words = threefry_2x32(pair, jnp.stack([position, lax.broadcasted_iota(jnp.uint32, calls, 1)]))
-    words = jnp.moveaxis(words, 0, 1).reshape(examples, -1)
+    words = _threefry(pair, position, lax.broadcasted_iota(jnp.uint32, calls, 1))
+    least = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     # Put side by side they are an array of their own; computed from the words at once, they would
     # be computed again by all that reads the result.
-    halves = jnp.concatenate([words & (2**_BITS - 1), words >> _BITS], axis=1)
-    return halves[:, :count] >= np.uint32(round(rate * 2**_BITS))
+    return jnp.concatenate([word >= least for word in words], axis=1)[:, :count]
+
+
+def _threefry(key: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """Enciphers two words, by Threefry-2x32 of 20 rounds (Salmon et al. 2011, section 3.2).
+
+    Written out instead of `jax.extend.random.threefry_2x32`, a loop on a CPU, whose every pass
+    goes through memory.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(_PARITY))
+    a, b = a + keys[0], b + keys[1]
+    for turn in range(5):
+        for bits in _ROTATIONS[turn % 2]:
+            a = a + b
+            b = (b << np.uint32(bits) | b >> np.uint32(32 - bits)) ^ a
+        a, b = a + keys[(turn + 1) % 3], b + keys[(turn + 2) % 3] + np.uint32(turn + 1)
+    return a, b

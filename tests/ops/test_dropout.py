@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from segzoo.ops.dropout import dropout
+from segzoo.ops.dropout import _threefry, dropout
 
 
 def drop(shape, rate, seed=0, impl="threefry2x32", dtype=jnp.float32):
@@ -35,7 +35,7 @@ def test_any_shape_and_dtype(shape):
 def test_decisions_are_independent():
     """What one number and any of its neighbours become: all four cases, each a quarter."""
     y = drop((2, 40_000), 0.5)[0] == 0
-    # Halves of a word, words of one call and the quarters of the array lie at these distances.
+    # The two words of one call lie half of the array apart.
     for distance in (1, 2, 3, 4, 10_000, 20_000, 30_000):
         first, second = y[:-distance], y[distance:]
         both = np.mean(first & second)
@@ -58,11 +58,24 @@ def test_a_part_of_a_batch_is_dropped_as_in_the_whole():
 
 
 def test_decisions_are_threefrys_words():
-    """Bit for bit: what one example's numbers become, from one call for four of them."""
+    """Bit for bit: what one example's numbers become, from one call for two of them."""
     key, rate = jax.random.key(4), 0.3
-    y = np.asarray(dropout(jnp.ones((3, 10)), key, rate))
+    y = np.asarray(dropout(jnp.ones((3, 9)), key, rate))
     for position in range(3):
-        calls = [jnp.array([position, i], jnp.uint32) for i in range(3)]
-        words = np.asarray([threefry_2x32(jax.random.key_data(key), call) for call in calls]).T
-        halves = np.concatenate([words.ravel() % 2**16, words.ravel() // 2**16])
-        np.testing.assert_array_equal(y[position] != 0, halves[:10] >= round(rate * 2**16))
+        calls = [jnp.array([position, i], jnp.uint32) for i in range(5)]
+        words = np.asarray([threefry_2x32(jax.random.key_data(key), call) for call in calls])
+        np.testing.assert_array_equal(y[position] != 0, words.T.ravel()[:9] >= round(rate * 2**32))
+
+
+def test_the_cipher_is_jaxs():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        key, words = rng.integers(2**32, size=(2, 2), dtype=np.uint32)
+        np.testing.assert_array_equal(
+            jnp.stack(_threefry(*map(jnp.asarray, (key, *words)))), threefry_2x32(key, words)
+        )
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1 - 1e-12])
+def test_rates_at_the_ends(rate):
+    assert np.mean(drop((2, 500), rate) == 0) == round(rate)
