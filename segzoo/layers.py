@@ -40,6 +40,7 @@ __all__ = [
     "crop_to",
     "example_keys",
     "he_normal",
+    "mapped_axis",
     "max_pool",
     "pad_to_multiple",
     "resize",
@@ -128,7 +129,8 @@ class Norm(nn.Module):
         Args:
             x: `[B, *S, C]`.
             train: chooses batch statistics, and updates the running ones.
-            statistics: those of the batch, `[C]` each, where they are known; see `Measured`.
+            statistics: those of the batch, `[C]` each, where they are known; see
+                `segzoo.measured`.
 
         Returns:
             `[B, *S, C]`.
@@ -158,14 +160,12 @@ class Norm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:
             return normalize(x, mean.value, var.value, scale, bias, self.epsilon, self.dtype)
-        # While variables are made there is no mapped axis.
-        axis_name = None if self.is_initializing() else self.axis_name
         y, of_batch, spread = batch_norm(
             x,
             scale,
             bias,
             epsilon=self.epsilon,
-            axis_name=axis_name,
+            axis_name=mapped_axis(self, self.axis_name),
             dtype=self.dtype,
             statistics=statistics,
         )
@@ -270,6 +270,11 @@ class Score(nn.Module):
         return jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
 
 
+def mapped_axis(module: nn.Module, axis_name: str | None) -> str | None:
+    """The axis a module's batch is split over; while its variables are made there is none."""
+    return None if module.is_initializing() else axis_name
+
+
 def example_keys(key: Array, examples: int, axis_name: str | None) -> Array:
     """Keys for the examples of a batch that do not depend on how it is split over devices.
 
@@ -313,6 +318,5 @@ class Dropout(nn.Module):
             return x
         if self.rate == 1.0:
             return jnp.zeros_like(x)
-        axis_name = None if self.is_initializing() else self.axis_name
-        first = _first_position(x.shape[0], axis_name)
+        first = _first_position(x.shape[0], mapped_axis(self, self.axis_name))
         return dropout(x, self.make_rng("dropout"), self.rate, first=first)

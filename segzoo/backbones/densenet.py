@@ -18,7 +18,16 @@ from jax import lax
 from segzoo.backbones.classifier import OUTPUT_STRIDES, Classifier, dilate
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import check_choice, check_positive_int
-from segzoo.layers import NORMS, Conv, ConvNormAct, Dropout, Norm, NormKind, max_pool
+from segzoo.layers import (
+    NORMS,
+    Conv,
+    ConvNormAct,
+    Dropout,
+    Norm,
+    NormKind,
+    mapped_axis,
+    max_pool,
+)
 from segzoo.measured import Measured, measure, side_by_side
 from segzoo.registry import register
 
@@ -230,8 +239,7 @@ class DenseNet(nn.Module):
         features = [stem(image, train=train)]
         x = max_pool(features[0], (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
-        # While variables are made there is no mapped axis.
-        axis_name = None if self.is_initializing() else self.axis_name
+        axis_name = mapped_axis(self, self.axis_name)
         measured = functools.partial(measure, norm=self.norm, axis_name=axis_name, train=train)
         common["dropout"] = self.dropout
         # The strides before each dense block; the first is that of the stem and its pool together.

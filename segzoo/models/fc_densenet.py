@@ -48,6 +48,7 @@ from segzoo.layers import (
     Score,
     TestStatistics,
     crop_to,
+    mapped_axis,
     max_pool,
     pad_to_multiple,
 )
@@ -133,11 +134,12 @@ class DenseBlock(nn.Module):
 
         if self.remat and train:
             run = nn.remat(run)
+        norm, axis_name = self.options["norm"], mapped_axis(self, self.options["axis_name"])
         # Concatenated anew for each layer: compiles faster than one array that grows.
-        maps, read_by = [x], {name: self.options[name] for name in ("norm", "axis_name")}
+        maps = [x]
         for number in range(1, self.layers + 1):
             layer = Layer(self.growth_rate, name=f"layer{number}", **self.options)
-            maps.append(measure(run(layer, *maps), train=train, **read_by))
+            maps.append(measure(run(layer, *maps), norm=norm, axis_name=axis_name, train=train))
         return side_by_side(*maps[1:])
 
 
@@ -246,15 +248,14 @@ class FCDenseNet(nn.Module):
         """
         check_image(image, 2)
         size = image.shape[1:-1]
-        # While variables are made there is no mapped axis.
-        axis_name = None if self.is_initializing() else self.axis_name
         options = {
             "dropout": self.dropout,
             "norm": self.norm,
             "test_statistics": self.test_statistics,
             "dtype": self.dtype,
-            "axis_name": axis_name,
+            "axis_name": self.axis_name,
         }
+        axis_name = mapped_axis(self, self.axis_name)
         measured = functools.partial(measure, norm=self.norm, axis_name=axis_name, train=train)
         *down, bottleneck = self.blocks[:6]
 

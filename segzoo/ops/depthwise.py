@@ -30,7 +30,7 @@ Array = jax.Array
 # How many rows of the output the gradient of the kernel takes at a time. All taps of all rows are
 # written out, which takes its time to compile: fewer rows where there are more taps.
 _ROWS, _FEWER_ROWS, _MANY_TAPS = 16, 8, 10
-# So few products of all taps stay in the cache: added up in what order ever, and soon compiled.
+# So few products of all taps stay in the cache: added up in any order, and soon compiled.
 _FEW = 2**22
 # Where so many of the places see no padding, those that do are computed apart.
 _INSIDE = 0.9

@@ -144,6 +144,10 @@ def test_every_value_reaches_its_place(filled, size):
         up = output[f"transition_up{level}"]
         np.testing.assert_allclose(up, whole[:, :height, :width], atol=1e-5)
         stack, new = jnp.concatenate([up, skip], axis=-1), output[f"up{level}"].x
+        of_block = {kind: tree[f"up{level}"] for kind, tree in variables.items()}
+        block = DenseBlock(1, 3, False, {"dropout": 0.0, "norm": "batch", "axis_name": None})
+        seen = block.apply(of_block, Measured(stack), train=False)
+        np.testing.assert_allclose(new, seen.x, atol=1e-5)
     score = params["score"]
     expected = jnp.concatenate([stack, new], -1) @ score["kernel"][0, 0] + score["bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-4)
