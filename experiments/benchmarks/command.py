@@ -11,6 +11,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from experiments.benchmarks import contestants
@@ -106,7 +107,7 @@ def _run(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> int:
             failed += any(entry["state"] == "failed" for entry in entries(record))
             measured[benchmark.name][subject] = record
             if settings.record:
-                write_record(record_path(benchmark.name, here.platform), subject, record)
+                write_record(_path(benchmark, here), subject, record)
     finally:  # what was measured is shown after Ctrl-C, too
         for benchmark in chosen:
             _print(benchmark, here, measured[benchmark.name])
@@ -121,7 +122,7 @@ def _jobs(benchmarks: Iterable[Benchmark], here: Run) -> Iterator[tuple[Benchmar
     for benchmark in benchmarks:
         known: dict[str, Facts] = {}
         if settings.record and not settings.again:
-            known = read_records(record_path(benchmark.name, here.platform))
+            known = read_records(_path(benchmark, here))
         for subject in benchmark.subjects():
             if settings.workload and subject not in settings.workload:
                 continue
@@ -129,6 +130,10 @@ def _jobs(benchmarks: Iterable[Benchmark], here: Run) -> Iterator[tuple[Benchmar
                 here.say(f"{benchmark.name} {subject}: recorded already")
                 continue
             yield benchmark, subject
+
+
+def _path(benchmark: Benchmark, here: Run) -> Path:
+    return record_path(benchmark.name, here.provenance["device"])
 
 
 def _measure(benchmark: Benchmark, subject: str, here: Run) -> Facts:
@@ -166,4 +171,4 @@ def _chosen(benchmarks: Sequence[Benchmark], settings: argparse.Namespace) -> li
 def _print(benchmark: Benchmark, here: Run, records: dict[str, Facts]) -> None:
     if records:
         shown = dataclasses.replace(benchmark, subjects=lambda: list(records))
-        print(f"\n{benchmark.name}\n\n{render(shown, {here.platform: records})}", flush=True)
+        print(f"\n{benchmark.name}\n\n{render(shown, [records])}", flush=True)

@@ -1,4 +1,4 @@
-"""docs/benchmarks/*.json -> the tables of docs/benchmarks.md."""
+"""docs/benchmarks/*/*.json -> the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from experiments.benchmarks import (
     primitives,
     train_step,
 )
-from experiments.benchmarks.records import read_records, record_path
+from experiments.benchmarks.records import RECORDS, read_all
 from experiments.benchmarks.tables import render
-from experiments.benchmarks.workloads import PLATFORMS
 from segzoo.report import Table
 
 PAGE = "docs/benchmarks.md"
@@ -35,10 +34,6 @@ def tables(root: Path | str = ".") -> list[Table]:
     """
     found = []
     for benchmark in BENCHMARKS:
-        records = {
-            platform: read_records(record_path(benchmark.name, platform, Path(root)))
-            for platform in PLATFORMS
-        }
-        text = render(benchmark, records)
+        text = render(benchmark, read_all(benchmark.name, Path(root) / RECORDS))
         found.append(Table(PAGE, f"benchmarks:{benchmark.name}", text))
     return found

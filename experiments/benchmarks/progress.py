@@ -1,7 +1,8 @@
 """What reformulating brought: the records before it beside those of now, for docs/performance.md.
 
-The records in docs/benchmarks/before/ were measured by the same benchmarks. Two runs are not two
-halves of one: what compares is the ratio to a peer that both runs have measured beside ours.
+The records in docs/benchmarks/before/ were measured by the same benchmarks, if not on every device
+that has records now. Two runs are not two halves of one: what compares is the ratio to a peer that
+both have measured.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from experiments.benchmarks import primitives, train_step
 from experiments.benchmarks.benchmark import Benchmark
 from experiments.benchmarks.contest import seconds
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.records import RECORDS, read_records, record_path
+from experiments.benchmarks.records import RECORDS, read_all, shown
 from experiments.benchmarks.tables import short, sources
-from experiments.benchmarks.workloads import PLATFORMS
 from segzoo.report import Table, table
 
 PAGE = "docs/performance.md"
@@ -24,7 +24,7 @@ BENCHMARKS = (train_step.BENCHMARK, primitives.BENCHMARK)
 
 HEAD = (
     "",
-    "on",
+    "now on",
     "",
     "beside",
     "ours before, ms",
@@ -55,19 +55,19 @@ def _render(benchmark: Benchmark, root: Path) -> str:
     lines: list[list[str]] = []
     then: list[Facts] = []
     now: list[Facts] = []
-    for platform in PLATFORMS:
-        before = read_records(root / BEFORE / record_path(benchmark.name, platform).name)
-        after = read_records(record_path(benchmark.name, platform, root))
-        for subject in benchmark.subjects():
-            if subject not in before:
-                continue
-            then.append(before[subject])
-            named = [f"`{subject}`", platform.upper()]
-            if subject not in after:
-                lines.append([*named, "not run", *[""] * (len(HEAD) - 3)])
-                continue
-            now.append(after[subject])
-            for cells in _beside(before[subject], after[subject]):
+    before = read_all(benchmark.name, root / BEFORE)
+    after = read_all(benchmark.name, root / RECORDS)
+    for subject in benchmark.subjects():
+        olds = [records[subject] for records in before if subject in records]
+        news = [records[subject] for records in after if subject in records]
+        if olds and not news:
+            lines.append([f"`{subject}`", "", "not run", *[""] * (len(HEAD) - 3)])
+        for new in news if olds else ():
+            old = next((each for each in olds if each["device"] == new["device"]), olds[0])
+            then.append(old)
+            now.append(new)
+            named = [f"`{subject}`", shown(new["device"])]
+            for cells in _beside(old, new):
                 lines.append([*named, *cells])
                 named = ["", ""]
     text = table(HEAD, lines, range(4, len(HEAD)))

@@ -1,8 +1,9 @@
-"""The records in docs/benchmarks/: a file for each benchmark and kind of device."""
+"""The records in docs/benchmarks/: a folder for each device, a file for each benchmark in it."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,9 +14,30 @@ from segzoo.files import write_atomically
 RECORDS = Path("docs/benchmarks")
 
 
-def record_path(benchmark: str, platform: str, root: Path = Path()) -> Path:
-    """Returns where the records of a benchmark on one kind of device are kept."""
-    return root / RECORDS / f"{benchmark}.{platform}.json"
+def record_path(benchmark: str, device: str, folder: Path = RECORDS) -> Path:
+    """Returns where the records of a benchmark on one device are kept.
+
+    Args:
+        benchmark: its name.
+        device: in words, as provenance gives it: "1 x CPU (2 cores, AMD EPYC)".
+        folder: of the records of all devices.
+    """
+    words = re.findall(r"[a-z0-9]+", shown(device).lower().replace("(r)", ""))
+    return folder / "-".join(words) / f"{benchmark}.json"
+
+
+def shown(device: str) -> str:
+    """Returns a device in words without the number one."""
+    return device.removeprefix("1 x ")
+
+
+def read_all(benchmark: str, folder: Path = RECORDS) -> list[dict[str, Facts]]:
+    """Returns a benchmark's records by subject, for every device that has any.
+
+    Raises:
+        SegzooError: for a damaged file.
+    """
+    return [read_records(path) for path in sorted(folder.glob(f"*/{benchmark}.json"))]
 
 
 def read_records(path: Path) -> dict[str, Facts]:

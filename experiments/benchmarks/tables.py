@@ -6,31 +6,31 @@ from collections.abc import Iterable, Sequence
 
 from experiments.benchmarks.benchmark import Benchmark, Lines
 from experiments.benchmarks.contestants import Facts
-from experiments.benchmarks.records import entries
+from experiments.benchmarks.records import entries, shown
 from segzoo.report import table
 
 
-def render(benchmark: Benchmark, records: dict[str, dict[str, Facts]]) -> str:
+def render(benchmark: Benchmark, records: Iterable[dict[str, Facts]]) -> str:
     """Returns a benchmark's table, and where its numbers come from.
 
     Args:
         benchmark: whose.
-        records: by platform, by subject; a subject without any is "not run".
+        records: of each device, by subject; a subject without any is "not run".
     """
     lines: Lines = []
-    shown: list[Facts] = []
+    used: list[Facts] = []
     for subject in benchmark.subjects():
-        found = {p: records[p][subject] for p in records if subject in records[p]}
+        found = [each[subject] for each in records if subject in each]
         if not found:
             blank = [""] * (len(benchmark.head) - 3)
             lines.append([f"`{subject}`", "", "not run", *blank])
-        for platform, record in found.items():
-            named = [f"`{subject}`", platform.upper()]
+        for record in found:
+            named = [f"`{subject}`", shown(record["device"])]
             for line in benchmark.lines(record):
                 lines.append([*named, *line])
                 named = ["", ""]
-        shown += found.values()
-    text = "".join(f"\n{source}\n" for source in sources(shown))
+        used += found
+    text = "".join(f"\n{source}\n" for source in sources(used))
     return table(benchmark.head, lines, benchmark.numbers) + text
 
 

@@ -2,6 +2,8 @@
 
 from experiments.benchmarks.worker import Failed, NotInstalled, Unavailable
 
+DEVICE = "1 x CPU (2 cores, Fast(R) One)"
+
 
 class Fake:
     """A worker whose calls take a number of seconds."""
@@ -28,7 +30,7 @@ class Fake:
 
     def provenance(self):
         return {
-            "device": "1 x CPU (2 cores)",
+            "device": DEVICE,
             "versions": {"jax": "0"},
             "commit": "0123456789abcdef",
             "date": "2026-01-01",

@@ -10,7 +10,7 @@ from experiments.benchmarks.workloads import WORKLOADS
 from . import fakes
 
 TRAIN = train_step.BENCHMARK
-RECORDS = "docs/benchmarks/train_step.cpu.json"
+RECORDS = "docs/benchmarks/cpu-2-cores-fast-one/train_step.json"
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_the_table_is_printed_and_nothing_written_unasked(here, capsys):
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("| `unet64`")]
     # A batch of 8 takes 0.5 s, and three passes of 1e9 multiply-adds.
-    assert "| CPU | 8 of 128x128, float32 | 10 | 0.125 | 12 |" in line
+    assert "| CPU (2 cores, Fast(R) One) | 8 of 128x128, float32 | 10 | 0.125 | 12 |" in line
     assert "| torch | 16 | 8 | 2.00 | 2.00..2.00 |" in line
     assert list(here.iterdir()) == []
 
@@ -111,7 +111,7 @@ def test_a_budget_leaves_the_rest_for_another_time(monkeypatch, capsys):
 
 
 def test_a_damaged_record_is_refused(here, capsys):
-    (here / "docs/benchmarks").mkdir(parents=True)
+    (here / RECORDS).parent.mkdir(parents=True)
     (here / RECORDS).write_text("[1, 2]")
     assert run("--workload", "unet64", "--record") == 2
     assert "is not an object of records" in capsys.readouterr().err
@@ -133,4 +133,4 @@ def test_ctrl_c_is_one_line_and_what_was_measured_is_shown(monkeypatch, capsys):
     assert run(benchmarks=[command.dataclasses.replace(TRAIN, measure=interrupt)]) == 130
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].startswith("segzoo: interrupted")
-    assert "| `unet64` | CPU |" in printed.out
+    assert "| `unet64` | CPU (2 cores, Fast(R) One) |" in printed.out

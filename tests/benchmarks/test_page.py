@@ -4,7 +4,7 @@ import pytest
 
 from experiments.benchmarks import command, compile, contestants, page, pipeline, primitives
 from experiments.benchmarks.page import BENCHMARKS
-from experiments.benchmarks.records import record_path
+from experiments.benchmarks.records import RECORDS, record_path
 from experiments.benchmarks.workloads import WORKLOADS
 from segzoo import SegzooError, report
 
@@ -53,7 +53,7 @@ def test_records_in_page_out(house):
     assert "expected the same network" in train[first]
     assert train[first + 1].endswith("| keras | 16 | not installed: keras |  |  |")
     # 2 * 2048^3 operations in half a second, and in a whole one.
-    source = "\n2026-01-01, `012345678`, 1 x CPU (2 cores): jax 0"
+    source = "\n2026-01-01, `012345678`, 1 x CPU (2 cores, Fast(R) One): jax 0"
     reached = "; products of matrices, GFLOP/s: ours 34.4, torch 17.2.\n"
     assert source + reached in parts["train_step"]
     assert source + ", fake 1.0.\n" in parts["memory"]
@@ -70,22 +70,26 @@ def test_records_in_page_out(house):
     assert "| forward | - | torch | 500 | 1,000 | 2.00 | 2.00..2.00 |" in pool[0]
 
 
-def test_both_devices_have_their_lines(house):
+def test_every_device_has_its_lines(house):
     command.run(BENCHMARKS, ["--only", "train_step", "--workload", "unet64", "--record"])
-    path = record_path("train_step", "cpu", house)
-    record = json.loads(path.read_text())
-    record["unet64"]["device"] = "1 x GPU"
-    record_path("train_step", "gpu", house).write_text(json.dumps(record))
+    record = json.loads(record_path("train_step", fakes.DEVICE).read_text())
+    others = "1 x GPU", "2 x GPU", "1 x CPU (2 cores, Slow(R) One)"
+    for device in others:
+        record["unet64"]["device"] = device
+        path = record_path("train_step", device)
+        path.parent.mkdir()
+        path.write_text(json.dumps(record))
     text = page.tables(house)[0].text
-    assert text.count("| `unet64` | CPU |") == text.count("| `unet64` | GPU |") == 1
-    assert "`012345678`, 1 x GPU: jax 0, fake 1.0; products" in text
+    for device in (fakes.DEVICE, *others):
+        assert text.count(f"| `unet64` | {device.removeprefix('1 x ')} |") == 1
+        assert f"`012345678`, {device}: jax 0, fake 1.0; products" in text
 
 
 def test_a_damaged_record_is_named(house):
-    path = record_path("memory", "gpu", house)
-    path.parent.mkdir()
+    path = record_path("memory", "1 x GPU", house / RECORDS)
+    path.parent.mkdir(parents=True)
     path.write_text("{")
-    with pytest.raises(SegzooError, match=r"memory\.gpu\.json cannot be read as JSON"):
+    with pytest.raises(SegzooError, match=r"gpu/memory\.json cannot be read as JSON"):
         page.tables(house)
 
 
