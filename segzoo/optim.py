@@ -24,6 +24,11 @@ import optax
 
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 
+# Kernels of at most so many numbers are updated together: larger ones are few, and take longer to
+# lay side by side than an operation of their own takes.
+JOINED = 2**18
+_GROUPS = {"vectors": (-1,), "kernels": (1, -1)}
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -177,7 +182,7 @@ class Optimizer:
         penalty = [decay] if self.weight_decay and self.name != "adamw" else []
         decoupled = [decay] if self.weight_decay and self.name == "adamw" else []
         rate = optax.scale_by_learning_rate(self.learning_rate_at(steps))
-        return joined(optax.chain(*clip, *penalty, *self._direction(), *decoupled, rate))
+        return optax.chain(*clip, *penalty, *self._direction(), *decoupled, rate)
 
     def _direction(self) -> list[optax.GradientTransformation]:
         """The update rule without the learning rate."""
@@ -216,53 +221,52 @@ class Optimizer:
         return jnp.float32(1.0)
 
 
-def joined(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns a rule for trees of parameters that acts on all their vectors at once.
-
-    Biases and normalisation's parameters are most of a network's arrays and next to none of its
-    numbers: for one array of them all a step needs operations by the thousand fewer.
-
-    Args:
-        rule: acts on each number by itself, or by the number of its array's axes and the norm of
-            all of them. Its state is that of the tree `join` returns.
-    """
-
-    def init(params: Any) -> Any:
-        return rule.init(join(params))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        together = None if params is None else join(params)
-        found, state = rule.update(join(updates), state, together)
-        return _parted(found, updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
 def join(tree: Any) -> dict[str, Any]:
-    """Puts the vectors of a tree of arrays one after the other into one, if there are any.
+    """Puts the small arrays of a tree one after the other, for an optimizer to act on them at once.
+
+    Biases, normalisation's parameters and small kernels are most of a network's arrays and few of
+    its numbers. Each for itself they take a step several operations, by the thousand in a deep
+    network, whose compilation this is a good part of.
 
     Args:
         tree: arrays of one dtype, of any shapes.
 
     Returns:
-        "vectors", those, and "others", the tree without them.
+        "vectors" `[N]`, the arrays of one axis; "kernels" `[1, M]`, those of more axes and at most
+        `JOINED` numbers; "others", the tree without both. A rule that acts on each number by
+        itself, by whether its array has one axis or more, and by the norm of all, acts on this as
+        on the tree.
     """
-    others = jax.tree.map(lambda leaf: optax.MaskedNode() if _is_vector(leaf) else leaf, tree)
-    vectors = [leaf for leaf in jax.tree.leaves(tree) if _is_vector(leaf)]
-    return {"others": others} | ({"vectors": jnp.concatenate(vectors)} if vectors else {})
+    leaves = jax.tree.leaves(tree)
+    others = jax.tree.map(lambda leaf: optax.MaskedNode() if _group(leaf) else leaf, tree)
+    joint = {"others": others}
+    for name, shape in _GROUPS.items():
+        rows = [leaf.reshape(shape) for leaf in leaves if _group(leaf) == name]
+        if rows:
+            joint[name] = jnp.concatenate(rows, axis=-1)
+    return joint
 
 
-def _parted(joint: dict[str, Any], like: Any) -> Any:
+def part(joint: dict[str, Any], like: Any) -> Any:
     """Takes apart what `join` makes of a tree like `like`."""
-    ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(like) if _is_vector(leaf)])
-    vectors = iter(jnp.split(joint["vectors"], ends[:-1]) if len(ends) else [])
-    return jax.tree.map(
-        lambda leaf, other: next(vectors) if _is_vector(leaf) else other, like, joint["others"]
-    )
+    leaves = jax.tree.leaves(like)
+    parts = {}
+    for name in joint.keys() - {"others"}:
+        ends = np.cumsum([leaf.size for leaf in leaves if _group(leaf) == name])
+        parts[name] = iter(jnp.split(joint[name], ends[:-1], axis=-1))
+
+    def found(leaf: Any, other: Any) -> Any:
+        name = _group(leaf)
+        return next(parts[name]).reshape(leaf.shape) if name else other
+
+    return jax.tree.map(found, like, joint["others"])
 
 
-def _is_vector(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 1
+def _group(leaf: Any) -> str | None:
+    """Which array of `join` it becomes a part of, if any."""
+    if jnp.ndim(leaf) == 1:
+        return "vectors"
+    return "kernels" if jnp.ndim(leaf) > 1 and jnp.size(leaf) <= JOINED else None
 
 
 def _is_kernel(params: Any) -> Any:

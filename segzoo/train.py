@@ -44,7 +44,7 @@ class TrainState:
         step: int32 `[]`, optimizer steps done; also the place in the data.
         params: the model's parameters, float32.
         batch_stats: BatchNorm's running statistics, `{}` without them.
-        opt_state: optax's state, of the trained parameters.
+        opt_state: optax's state, of the trained parameters joined by `optim.join`.
         ema: the running average of the trained parameters, or None.
     """
 
@@ -104,7 +104,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(trained),
+        opt_state=optimizer.init(optim.join(trained)),
         # A copy: the donated state must not hold the same buffer twice.
         ema=jax.tree.map(jnp.copy, trained) if experiment.ema else None,
     )
@@ -204,11 +204,13 @@ def make_train_step(
         sums, batch_stats = accumulate(plan, trained, fixed, state.batch_stats, example, key)
         grads, total, count = parallel.psum(sums, axis_name)
         count = jnp.maximum(count, 1.0)  # an all-void batch changes nothing
-        norm = optax.tree.norm(optim.join(grads)) / count
+        sums = optim.join(grads)
+        norm = optax.tree.norm(sums) / count
         # A product is computed again by all that read it, a quotient kept as an array.
-        grads = jax.tree.map(lambda g: g * (1.0 / count), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, plan.scale(updates))
+        means = jax.tree.map(lambda g: g * (1.0 / count), sums)
+        found, opt_state = optimizer.update(means, state.opt_state, optim.join(trained))
+        updates = plan.scale(optim.part(found, trained))
+        trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(trained, ema, 1.0 - experiment.ema)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 import pytest
 import tyro
 
+from segzoo import optim
 from segzoo.errors import SegzooError
 from segzoo.optim import Optimizer
 
@@ -239,37 +239,59 @@ def test_milestones_are_steps_of_the_schedule_step_alone(wrong):
         Optimizer(**wrong)
 
 
+@pytest.fixture
+def shapes(monkeypatch):
+    """Arrays of which some are small, with the limit between those sizes."""
+    monkeypatch.setattr(optim, "JOINED", 6)
+    return {
+        "a": {"bias": (3,), "kernel": (2, 3), "large": (7, 1)},
+        "b": {"bias": (9,), "scale": (1,), "x": (), "kernel": (1, 1, 2, 1)},
+    }
+
+
+def drawn(shapes, count):
+    draw = np.random.default_rng(1).normal
+    return [
+        jax.tree.map(
+            lambda shape: jnp.asarray(draw(size=shape), jnp.float32),
+            shapes,
+            is_leaf=lambda shape: isinstance(shape, tuple),
+        )
+        for _ in range(count)
+    ]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_vectors_are_updated_as_if_each_by_itself(name, decay_all):
+def test_small_arrays_are_updated_as_if_each_by_itself(name, decay_all, shapes):
     optimizer = Optimizer(name, 0.1, weight_decay=0.01, decay_all=decay_all, eps=1e-3)
-    draw = np.random.default_rng(1).normal
-    shapes = {"a": {"bias": (3,), "kernel": (2, 3)}, "b": {"bias": (4,), "scale": (1,), "x": ()}}
-    tree = jax.tree.map(
-        lambda s: jnp.asarray(draw(size=(5, *s)), jnp.float32),
-        shapes,
-        is_leaf=lambda s: isinstance(s, tuple),
-    )
-    params, *gradients = (jax.tree.map(operator.itemgetter(i), tree) for i in range(5))
-    joint = run(optimizer, gradients, params)
-    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(joint)):
+    params, *gradients = drawn(shapes, 5)
+    joint = run(optimizer, [optim.join(g) for g in gradients], optim.join(params))
+    found = optim.part(joint, params)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(found)):
         alone = run(
             optimizer, [jax.tree.leaves(g)[i] for g in gradients], jax.tree.leaves(params)[i]
         )
         np.testing.assert_allclose(leaf, alone, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
-def test_parameters_without_a_vector():
-    params = {"kernel": jnp.ones((2, 2)), "alpha": jnp.ones(())}
-    gradients = [jax.tree.map(lambda p: 2.0 * p, params)]
-    found = run(Optimizer("sgd", 0.1), gradients, params)
-    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0.8, rtol=1e-6), found)
+def test_what_is_joined_and_what_is_not(shapes):
+    (params,) = drawn(shapes, 1)
+    joint = optim.join(params)
+    others = {leaf.shape for leaf in jax.tree.leaves(joint.pop("others"))}
+    assert others == {(7, 1), ()}
+    assert {name: leaf.shape for name, leaf in joint.items()} == {
+        "vectors": (13,),
+        "kernels": (1, 8),
+    }
+    np.testing.assert_allclose(
+        optax.tree.norm(optim.join(params)), optax.tree.norm(params), rtol=1e-6
+    )
 
 
-def test_the_state_holds_one_array_for_all_vectors():
-    params = {"a": {"bias": jnp.ones(3), "kernel": jnp.ones((2, 3))}, "b": {"scale": jnp.ones(4)}}
-    state = Optimizer().build(10).init(params)
-    assert sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim) == [
-        *[(2, 3)] * 2,
-        *[(7,)] * 2,
-    ]
+def test_nothing_to_join():
+    params = {"alpha": jnp.ones(()), "kernel": jnp.ones((512, 513))}
+    joint = optim.join(params)
+    assert joint.keys() == {"others"}
+    assert optim.part(joint, params) == params

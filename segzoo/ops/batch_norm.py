@@ -116,7 +116,10 @@ def _backward(
     for_bias, for_scale = cotangent.sum(axes), (cotangent * centred).sum(axes) * factor
     pixels = x.size // x.shape[-1]
     offset, slope = _averaged(for_bias / pixels, for_scale / pixels, axis_name)
-    for_x = (cotangent - offset - centred * (factor * slope)) * (factor * scale)
+    weight = factor * scale
+    # Ending with a difference of two arrays it is kept as one. XLA computes again, in all that
+    # reads it, what ends with a product of an array and a number for each channel.
+    for_x = cotangent * weight - (centred * (factor * slope * weight) + offset * weight)
     return for_x.astype(x.dtype), for_scale.astype(scale.dtype), for_bias.astype(bias.dtype)
 
 

@@ -35,7 +35,10 @@ def dropout(x: Array, key: Array, rate: float, *, first: Array | int = 0) -> Arr
     """
     flat = x.reshape(len(x), -1)
     keep = _decide(key, rate, flat.shape, first)
-    return jnp.where(keep, flat / (1 - rate), jnp.zeros_like(flat)).reshape(x.shape)
+    # A product with an array, as is its gradient, XLA keeps. It computes again in all that reads it
+    # what ends with a product of one number and all pixels, and with it all that leads there: in
+    # dense blocks the sum of the gradients of all later layers.
+    return (flat * jnp.where(keep, 1 / (1 - rate), 0).astype(x.dtype)).reshape(x.shape)
 
 
 def _decide(key: Array, rate: float, shape: tuple[int, ...], first: Array | int) -> Array:

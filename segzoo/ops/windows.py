@@ -92,14 +92,8 @@ def given_by_taps(
         `[B, *S', O]`.
     """
     channels = given.shape[-1] // math.prod(window)
-    size = given.shape[1:-1]
-    counts = places(padded_size(size, pads), window, (1,) * len(size), dilation)
-    parts = []
-    for number, tap in enumerate(np.ndindex(*window)):
-        part = given[..., number * channels : (number + 1) * channels]
-        starts = [before - i * d for (before, _), i, d in zip(pads, tap, dilation, strict=True)]
-        ends = [count - n - a for count, n, a in zip(counts, size, starts, strict=True)]
-        parts.append(pad(part, list(zip(starts, ends, strict=True))))
+    seen = seen_by_taps(pad(given, pads), window, (1,) * len(pads), dilation)
+    parts = [each[..., n * channels : (n + 1) * channels] for n, each in enumerate(seen)]
     return functools.reduce(jnp.add, parts)
 
 

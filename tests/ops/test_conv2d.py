@@ -165,7 +165,7 @@ def test_few_channels_out_of_many_are_a_product(
     x, k = random(*image), random(*kernel, seed=1)
     fast, plain = both((1, 1), pads, dilation)
     assert convolutions(fast, x, k) == []
-    assert_same_function(fast, plain, x, k, atol=1e-4)  # up to 630 products
+    assert_same_function(fast, plain, x, k, atol=3e-4)  # up to 630 products, sums up to 100
 
 
 def test_no_pixels_stay_none():
