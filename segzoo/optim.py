@@ -225,8 +225,8 @@ def join(tree: Any) -> dict[str, Any]:
     """Puts the small arrays of a tree one after the other, for an optimizer to act on them at once.
 
     Biases, normalisation's parameters and small kernels are most of a network's arrays and few of
-    its numbers. Each for itself they take a step several operations, by the thousand in a deep
-    network, whose compilation this is a good part of.
+    its numbers. Updated each by itself they cost a step several operations each, thousands in a
+    deep network, and much of the time that it takes to compile.
 
     Args:
         tree: arrays of one dtype, of any shapes.

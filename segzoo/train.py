@@ -204,12 +204,12 @@ def make_train_step(
         sums, batch_stats = accumulate(plan, trained, fixed, state.batch_stats, example, key)
         grads, total, count = parallel.psum(sums, axis_name)
         count = jnp.maximum(count, 1.0)  # an all-void batch changes nothing
-        sums = optim.join(grads)
-        norm = optax.tree.norm(sums) / count
+        joint = optim.join(grads)
+        norm = optax.tree.norm(joint) / count
         # A product is computed again by all that read it, a quotient kept as an array.
-        means = jax.tree.map(lambda g: g * (1.0 / count), sums)
-        found, opt_state = optimizer.update(means, state.opt_state, optim.join(trained))
-        updates = plan.scale(optim.part(found, trained))
+        joint = jax.tree.map(lambda g: g * (1.0 / count), joint)
+        updates, opt_state = optimizer.update(joint, state.opt_state, optim.join(trained))
+        updates = plan.scale(optim.part(updates, trained))
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:
