@@ -251,7 +251,8 @@ def part(joint: dict[str, Any], like: Any) -> Any:
     """Takes apart what `join` makes of a tree like `like`."""
     leaves = jax.tree.leaves(like)
     parts = {}
-    for name in joint.keys() - {"others"}:
+    # In the same order in every process, or programs kept on disk would not be found again.
+    for name in filter(joint.__contains__, _GROUPS):
         ends = np.cumsum([leaf.size for leaf in leaves if _group(leaf) == name])
         parts[name] = iter(jnp.split(joint[name], ends[:-1], axis=-1))
 

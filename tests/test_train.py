@@ -1,7 +1,10 @@
 """The train step and the loop around it."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -356,3 +359,44 @@ def test_it_learns_eight_images_by_heart(tiny, tmp_path):
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["split"] == "val"
     assert rows[-1]["miou"] > 0.9
+
+
+LOWERED = """
+import hashlib
+import jax
+from segzoo import assembly, tasks
+from segzoo.data.made import MadeDataset
+from segzoo.data.pipeline import train_batches
+from segzoo.data.spec import DatasetSpec
+from segzoo.experiment import Experiment
+from segzoo.train import create_state, make_train_step
+
+spec = DatasetSpec("made-up", "semantic", ("a", "b"), (128.0,) * 3, (64.0,) * 3)
+experiment = Experiment("lowered", "unet", "made-up", 2, 2, model_args={"width": 2, "depth": 1})
+model = assembly.build_model(experiment, spec, None)
+optimizer = experiment.optimizer.build(2)
+state = create_state(experiment, model, optimizer, (16, 16, 3))
+source = MadeDataset(spec, (16, 16), {"train": 2}).source("train")
+with train_batches(source, batch_size=2, seed=0, threads=0) as batches:
+    batch = next(batches)
+task = tasks.for_dataset("semantic", 2)
+step = make_train_step(experiment, model, optimizer, task, spec, None, None)
+text = jax.jit(step).lower(state, batch).as_text()
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_program():
+    # Else none would find on disk what another has compiled. Sets differ in order by the hash seed.
+    programs = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
+        found = subprocess.run(
+            [sys.executable, "-c", LOWERED],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        programs.add(found.stdout)
+    assert len(programs) == 1
