@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,7 +84,10 @@ _IGNORED = {
 }
 _MOST_AXES = 32
 # What a pickle that is no pickle brings about.
-_BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_BROKEN = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError),
+    Warning,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +167,11 @@ class Machine:
     def run(self, file: Any) -> Any:
         """Returns what the pickle at the file's place holds, and leaves the place behind it."""
         try:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "STOP":
-                    return self._stack.pop()
-                self._do(opcode.name, argument)
+            with warnings.catch_warnings(action="error"):
+                for opcode, argument, _ in pickletools.genops(file):
+                    if opcode.name == "STOP":
+                        return self._stack.pop()
+                    self._do(opcode.name, argument)
         except _BROKEN as error:
             raise Damaged(f"its pickle is broken ({type(error).__name__})") from error
         raise Damaged("its pickle does not end")

@@ -224,6 +224,12 @@ def test_damaged_files_are_named(torch_file, state_dict, legacy):
             assert str(path) in str(error)  # noqa: PT017 - either outcome is right
 
 
+def test_a_warning_over_what_is_no_pickle_is_not_passed_on(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(b"PK\\\xed\n.")  # a name with an escape that there is not
+    refused(path, "is not a whole file of torch.save")
+
+
 @pytest.mark.parametrize("content", [3, {"a": 3}, [], {"a": {"b": {}}}], ids=str)
 def test_a_file_without_tensors(torch_file, content):
     refused(torch_file(content), "holds no state dict")
