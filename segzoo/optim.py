@@ -252,9 +252,10 @@ def part(joint: dict[str, Any], like: Any) -> Any:
     leaves = jax.tree.leaves(like)
     parts = {}
     # In the same order in every process, or programs kept on disk would not be found again.
-    for name in filter(joint.__contains__, _GROUPS):
+    for name in _GROUPS:
         ends = np.cumsum([leaf.size for leaf in leaves if _group(leaf) == name])
-        parts[name] = iter(jnp.split(joint[name], ends[:-1], axis=-1))
+        if len(ends):
+            parts[name] = iter(jnp.split(joint[name], ends[:-1], axis=-1))
 
     def found(leaf: Any, other: Any) -> Any:
         name = _group(leaf)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from segzoo.optim import Optimizer
 from segzoo.runlog import read_rows
 from segzoo.train import create_state, make_train_step, monitored, train
 
+PROGRAM = Path(__file__).parent / "programs" / "tiny_step.py"
 PLAIN = {"norm": False, "dropout": 0.0}
 
 
@@ -361,38 +363,13 @@ def test_it_learns_eight_images_by_heart(tiny, tmp_path):
     assert rows[-1]["miou"] > 0.9
 
 
-LOWERED = """
-import hashlib
-import jax
-from segzoo import assembly, tasks
-from segzoo.data.made import MadeDataset
-from segzoo.data.pipeline import train_batches
-from segzoo.data.spec import DatasetSpec
-from segzoo.experiment import Experiment
-from segzoo.train import create_state, make_train_step
-
-spec = DatasetSpec("made-up", "semantic", ("a", "b"), (128.0,) * 3, (64.0,) * 3)
-experiment = Experiment("lowered", "unet", "made-up", 2, 2, model_args={"width": 2, "depth": 1})
-model = assembly.build_model(experiment, spec, None)
-optimizer = experiment.optimizer.build(2)
-state = create_state(experiment, model, optimizer, (16, 16, 3))
-source = MadeDataset(spec, (16, 16), {"train": 2}).source("train")
-with train_batches(source, batch_size=2, seed=0, threads=0) as batches:
-    batch = next(batches)
-task = tasks.for_dataset("semantic", 2)
-step = make_train_step(experiment, model, optimizer, task, spec, None, None)
-text = jax.jit(step).lower(state, batch).as_text()
-print(hashlib.sha256(text.encode()).hexdigest())
-"""
-
-
 def test_every_process_makes_the_same_program():
     # Else none would find on disk what another has compiled. Sets differ in order by the hash seed.
     programs = set()
     for seed in ("1", "2", "3"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
         found = subprocess.run(
-            [sys.executable, "-c", LOWERED],
+            [sys.executable, str(PROGRAM)],
             env=environment,
             capture_output=True,
             text=True,

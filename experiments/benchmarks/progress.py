@@ -60,9 +60,11 @@ def _render(benchmark: Benchmark, root: Path) -> str:
     for subject in benchmark.subjects():
         olds = [records[subject] for records in before if subject in records]
         news = [records[subject] for records in after if subject in records]
-        if olds and not news:
+        if not olds:
+            continue
+        if not news:
             lines.append([f"`{subject}`", "", "not run", *[""] * (len(HEAD) - 3)])
-        for new in news if olds else ():
+        for new in news:
             old = next((each for each in olds if each["device"] == new["device"]), olds[0])
             then.append(old)
             now.append(new)
