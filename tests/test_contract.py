@@ -17,12 +17,20 @@ import pytest
 
 import segzoo
 from segzoo import registry
+from segzoo.ops.convolution import as_written
 
 # Whatever of these a model accepts makes it small enough to run here; the backbone only takes the
 # place of another.
 SMALL = {"width": 8, "aux_loss": True, "backbone": "resnet18"}
 SIZES = [(96, 96), (75, 97)]
 PROGRAM = Path(__file__).parent / "programs" / "devices.py"
+
+
+@pytest.fixture
+def plain_convolutions():
+    """Convolutions as XLA has them: where none is tested they are compiled sooner."""
+    with as_written():
+        yield
 
 
 def natural(name):
@@ -150,6 +158,7 @@ def test_forward(filled, name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_convolutions")
 @each(further=pytest.mark.exhaustive)
 def test_every_parameter_has_a_gradient(filled, assert_all_learn, name):
     """With the running statistics: batch statistics cancel the bias of a convolution before."""
@@ -166,6 +175,7 @@ def test_every_parameter_has_a_gradient(filled, assert_all_learn, name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_convolutions")
 @each(further=pytest.mark.exhaustive)
 def test_statistics_move_in_training_alone(filled, name):
     model = small(name, num_classes=5)

@@ -23,7 +23,9 @@ def curves(folder, *, backend="pmap", devices=1, processes=1, evaluate=None):
     command = [sys.executable, str(PROGRAM), str(folder), f"--backend={backend}"]
     command += [f"--devices={devices}", f"--processes={processes}", f"--port={port}"]
     command += [f"--evaluate={evaluate}"] if evaluate else []
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    flags = os.environ["XLA_FLAGS"].split()  # without that for this process's devices
+    flags = [flag for flag in flags if "device_count" not in flag]
+    environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}
     running = [
         subprocess.Popen(
             [*command, f"--process={number}"],

@@ -79,22 +79,26 @@ WORKLOADS: dict[str, Workload] = {
     "resnet50": Workload("resnet50", (224, 224), _batch(16, 128), classes=1000),
 }
 
-_TINY_WIDTHS = {"unet": 4, "attention_unet": 4, "segnet": 4, "fcn8s": 2, "fc_densenet56": 12}
+_TINY = {
+    "unet": {"width": 4, "depth": 2},
+    "attention_unet": {"width": 4},
+    "segnet": {"width": 4},
+    "fcn8s": {"width": 2},
+    "fc_densenet56": {"width": 12},
+}
 
 
 def tiny(workload: Workload) -> Workload:
-    """Returns the same network narrow and on small images, to see that everything works.
+    """Returns the same network small and on small images, to see that everything works.
 
     ResNets keep their width: torchvision has no narrower ones.
     """
-    width = _TINY_WIDTHS.get(workload.model)
-    narrow = {} if width is None else {"width": width}
     side = 16 if len(workload.size) == 3 else 33 if workload.size == (321, 321) else 32
     return dataclasses.replace(
         workload,
         size=(side,) * len(workload.size),
         batch=dict.fromkeys(PLATFORMS, 2),
-        model_args={**workload.model_args, **narrow},
+        model_args={**workload.model_args, **_TINY.get(workload.model, {})},
     )
 
 
