@@ -7,6 +7,8 @@ whole train step.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,7 @@ def dropout(x: Array, key: Array, rate: float, *, first: Array | int = 0) -> Arr
     return (flat * jnp.where(keep, 1 / (1 - rate), 0).astype(x.dtype)).reshape(x.shape)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))  # its hundred operations traced once a shape
 def _decide(key: Array, rate: float, shape: tuple[int, ...], first: Array | int) -> Array:
     """`bool[examples, count]`, true with probability `1 - rate`."""
     examples, count = shape

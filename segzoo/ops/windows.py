@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -61,19 +61,26 @@ def places(
     return [(n - (k - 1) * d - 1) // s + 1 for n, k, s, d in along]
 
 
+def _spans(
+    size: Sequence[int], window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yields where in a padded image what a tap meets begins and ends, tap by tap."""
+    counts = places(size, window, strides, dilation)
+    lasts = [(n - 1) * s + 1 for n, s in zip(counts, strides, strict=True)]
+    for tap in np.ndindex(*window):
+        starts = [i * d for i, d in zip(tap, dilation, strict=True)]
+        yield starts, [a + last for a, last in zip(starts, lasts, strict=True)]
+
+
 def seen_by_taps(
     padded: Array, window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> list[Array]:
     """Returns what each tap meets in all windows, tap by tap: `prod(window)` of `[B, *S', C]`."""
-    counts = places(padded.shape[1:-1], window, strides, dilation)
-    lasts = [(n - 1) * s + 1 for n, s in zip(counts, strides, strict=True)]
-    found = []
-    for tap in np.ndindex(*window):
-        starts = [i * d for i, d in zip(tap, dilation, strict=True)]
-        ends = (a + last for a, last in zip(starts, lasts, strict=True))
-        limits = (len(padded), *ends, padded.shape[-1])
-        found.append(lax.slice(padded, (0, *starts, 0), limits, (1, *strides, 1)))
-    return found
+    batch, *size, channels = padded.shape
+    return [
+        lax.slice(padded, (0, *starts, 0), (batch, *ends, channels), (1, *strides, 1))
+        for starts, ends in _spans(size, window, strides, dilation)
+    ]
 
 
 def given_by_taps(
@@ -91,10 +98,14 @@ def given_by_taps(
     Returns:
         `[B, *S', O]`.
     """
-    channels = given.shape[-1] // math.prod(window)
-    seen = seen_by_taps(pad(given, pads), window, (1,) * len(pads), dilation)
-    parts = [each[..., n * channels : (n + 1) * channels] for n, each in enumerate(seen)]
-    return functools.reduce(jnp.add, parts)
+    padded = pad(given, pads)
+    batch, *size, channels = padded.shape
+    each = channels // math.prod(window)
+    parts = [
+        lax.slice(padded, (0, *starts, n * each), (batch, *ends, (n + 1) * each))
+        for n, (starts, ends) in enumerate(_spans(size, window, (1,) * len(size), dilation))
+    ]
+    return functools.reduce(lax.add, parts)
 
 
 def depth_to_space(x: Array, block: Sequence[int]) -> Array:
