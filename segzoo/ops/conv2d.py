@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.ops import per_tap
-from segzoo.ops.convolve2d import convolve2d
+from segzoo.ops.convolve2d import LARGE, convolve2d
 from segzoo.ops.differentiable import Setting, Shape, differentiable
 from segzoo.ops.kernel_gradient import kernel_gradient, matrix_gradient, turned
 from segzoo.ops.windows import Numbers, Pairs
@@ -25,9 +25,6 @@ from segzoo.ops.winograd2d import (
 )
 
 Array = jax.Array
-
-# From how many output pixels of an image on products win over XLA's convolution.
-_LARGE = 150
 
 
 def conv2d(
@@ -85,7 +82,7 @@ def kernel_gradient2d(x: Array, cotangent: Array, shape: Shape, setting: Setting
         return per_tap.per_tap_kernel_gradient(x, cotangent, shape, setting)
     if halved:
         return winograd_kernel_gradient(x, cotangent, shape, pads, dilation)
-    if math.prod(cotangent.shape[1:-1]) >= _LARGE:
+    if math.prod(cotangent.shape[1:-1]) >= LARGE:
         return kernel_gradient(x, cotangent, shape, strides, pads, dilation)
 
     def by_kernel(kernel: Array) -> Array:

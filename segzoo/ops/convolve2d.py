@@ -16,14 +16,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segzoo.cores import usable_cores
+from segzoo.cores import has_wide_registers, usable_cores
 from segzoo.ops import per_tap
 from segzoo.ops.differentiable import Setting
+from segzoo.ops.order import once
 from segzoo.ops.windows import Numbers, Pairs, given_by_taps, pad, padded_size, places, seen_by_taps
 from segzoo.ops.winograd2d import suits, winograd_conv2d
 
 Array = jax.Array
 
+# From how many pixels of an image on its gradients have forms of their own, see `conv2d`. Below it
+# what is here must be linear to JAX, too.
+LARGE = 150
 # The first implementation hands out tiles of a row of so many columns and channels at least, larger
 # ones where that is too little work (reckoned with so many products at most), up to an area.
 _COLUMNS, _CHANNELS = 64, 64
@@ -64,10 +68,17 @@ def convolve2d(
         return per_tap.per_tap_conv2d(x, kernel, setting, as_array=as_array)
     if halved:
         return winograd_conv2d(x, kernel, pads, dilation, precision, as_array=as_array)
+    idle = _leaves_cores_idle(x, kernel, strides, height, width)
+    # In training it makes a step slower where it need not be.
+    gains = idle or not (as_array or has_wide_registers())
+    if gains and _are_few_of_many(x, kernel, strides, height, width):
+        given = _given(x, kernel, precision)
+        if as_array or height * width < LARGE or not x.size:
+            return given_by_taps(given, kernel.shape[:2], pads, dilation)
+        # In a dense block all later layers read it: none is to add it up again.
+        return once(given_by_taps, given, kernel.shape[:2], pads, dilation)
     more = 0
-    if _leaves_cores_idle(x, kernel, strides, height, width):
-        if kernel.shape[3] <= _FEW_CHANNELS and 4 * kernel.shape[3] <= kernel.shape[2]:
-            return _given(x, kernel, pads, dilation, precision)
+    if idle:
         # XLA takes the second for results larger than the image, the one way to say which.
         more = x.shape[1] + 1 - height
     (top, bottom), sides = pads
@@ -81,6 +92,15 @@ def convolve2d(
         precision=precision,  # type: ignore[arg-type]
     )
     return y[:, : y.shape[1] - more]
+
+
+def _are_few_of_many(x: Array, kernel: Array, strides: Numbers, height: int, width: int) -> bool:
+    """Whether few channels come out of many, at every pixel."""
+    *window, c_in, c_out = kernel.shape
+    if x.dtype != jnp.float32 or max(strides) > 1 or min(height, width) < 1:
+        return False
+    # What is given is an array: no larger than a few of the image.
+    return 4 * c_out <= c_in and c_out <= _FEW_CHANNELS and math.prod(window) * c_out <= 4 * c_in
 
 
 def _leaves_cores_idle(x: Array, kernel: Array, strides: Numbers, height: int, width: int) -> bool:
@@ -122,15 +142,13 @@ def _tile(width: int, c_out: int, products: int) -> tuple[int, int]:
     return columns, channels
 
 
-def _given(x: Array, kernel: Array, pads: Pairs, dilation: Numbers, precision: object) -> Array:
-    """What every pixel gives to the windows it lies in, one product, added up where they are.
+def _given(x: Array, kernel: Array, precision: object) -> Array:
+    """What every pixel gives to the windows it lies in, one product, to be added up where they are.
 
     For few channels out of many, where convolutions fill neither the cores nor their registers.
     """
-    *window, c_in, _ = kernel.shape
-    matrix = kernel.transpose(2, 0, 1, 3).reshape(c_in, -1)
-    given = jnp.matmul(x, matrix, precision=precision)  # type: ignore[arg-type]
-    return given_by_taps(given, window, pads, dilation)
+    matrix = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+    return jnp.matmul(x, matrix, precision=precision)  # type: ignore[arg-type]
 
 
 def unfolded_conv2d(

@@ -72,7 +72,7 @@ NONE = ((0, 0), (0, 0))
 def test_it_is_the_plain_convolution(
     assert_same_function, monkeypatch, image, kernel, strides, pads, dilation, block
 ):
-    monkeypatch.setattr(module, "_LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setattr(kernel_gradient, "_BLOCK", block)
     fast, plain = both(strides, pads, dilation)
     assert_same_function(fast, plain, random(*image), random(*kernel, seed=1))
@@ -149,18 +149,21 @@ def test_rows_are_added_where_that_pays(on_cores, cores, image, kernel, more):
     np.testing.assert_allclose(fast(x, k), plain(x, k), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize(
     ("image", "kernel", "pads", "dilation"),
     [
         ((2, 30, 28, 48), (3, 3, 48, 12), SAME, (1, 1)),
+        ((2, 12, 11, 48), (3, 3, 48, 12), SAME, (1, 1)),  # its gradient by the kernel transposes it
         ((2, 31, 28, 70), (3, 2, 70, 5), ((0, 1), (1, 0)), (1, 2)),
         ((2, 40, 29, 64), (2, 3, 64, 16), NONE, (2, 3)),
         ((2, 40, 29, 64), (3, 3, 64, 16), ((-1, 1), (1, -1)), (1, 1)),
     ],
 )
 def test_few_channels_out_of_many_are_a_product(
-    assert_same_function, on_cores, image, kernel, pads, dilation
+    assert_same_function, monkeypatch, on_cores, image, kernel, pads, dilation, wide
 ):
+    monkeypatch.setattr(forms, "has_wide_registers", lambda: wide)
     on_cores(2)
     x, k = random(*image), random(*kernel, seed=1)
     fast, plain = both((1, 1), pads, dilation)
@@ -172,6 +175,28 @@ def test_few_channels_out_of_many_are_a_product(
     # Up to 630 products, sums up to 100: two float32 results may be further apart than that.
     with jax.enable_x64(True):
         assert_same_function(fast, exact, x, k, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wide", "product"),
+    [
+        ((3, 3, 64, 12), True, False),  # every core has its tiles
+        ((3, 3, 64, 12), False, True),
+        ((3, 3, 64, 17), False, False),
+        ((3, 3, 47, 12), False, False),
+        ((5, 5, 64, 12), False, False),  # would give more than four times what there is
+    ],
+)
+def test_wide_rows_of_few_channels(
+    assert_same_function, monkeypatch, on_cores, kernel, wide, product
+):
+    monkeypatch.setattr(forms, "has_wide_registers", lambda: wide)
+    on_cores(2)
+    x, k = random(1, 5, 256, kernel[2]), random(*kernel, seed=1)
+    fast, plain = both((1, 1), SAME, (1, 1))
+    assert (convolutions(fast, x, k) == []) is product
+    assert len(convolutions(lambda *both: jax.vjp(fast, *both)[0], x, k)) == 1  # in training
+    assert_same_function(fast, plain, x, k, atol=3e-4)  # up to 1,600 products
 
 
 def test_no_pixels_stay_none():
