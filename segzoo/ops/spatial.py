@@ -8,12 +8,13 @@ algebraically equal form takes its place; the tests hold values and gradients of
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from segzoo.ops.windows import crop
 
@@ -88,10 +89,9 @@ def resize(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Arr
     Returns:
         `[B, *size, C]` in the dtype of `x`.
     """
-    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
-        if n_in != n_out:
-            x = _linear_map(_interpolation_matrix(n_in, n_out, align_corners), axis)(x)
-    return x
+    return _linear_map(
+        x, size, functools.partial(_interpolation_matrix, align_corners=align_corners)
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -121,10 +121,7 @@ def resize_nearest(x: Array, size: Sequence[int]) -> Array:
     Returns:
         `[B, *size, C]` in the dtype of `x`.
     """
-    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
-        if n_in != n_out:
-            x = _linear_map(_choosing_matrix(n_in, n_out), axis)(x)
-    return x
+    return _linear_map(x, size, _choosing_matrix)
 
 
 @functools.lru_cache(maxsize=256)
@@ -148,11 +145,7 @@ def adaptive_avg_pool(x: Array, size: Sequence[int]) -> Array:
     Returns:
         `[B, *size, C]` in the dtype of `x`.
     """
-    y = x.astype(jnp.float32)
-    for axis, (n_in, n_out) in enumerate(zip(x.shape[1:-1], size, strict=True), start=1):
-        if n_in != n_out:
-            y = _linear_map(_averaging_matrix(n_in, n_out), axis)(y)
-    return y.astype(x.dtype)
+    return _linear_map(x.astype(jnp.float32), size, _averaging_matrix).astype(x.dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -164,25 +157,39 @@ def _averaging_matrix(n_in: int, n_out: int) -> np.ndarray:
     return inside / inside.sum(axis=1, keepdims=True)
 
 
-def _linear_map(matrix: np.ndarray, axis: int) -> Callable[[Array], Array]:
-    """The product of a constant matrix with one axis; its gradient is the transposed product.
+def _linear_map(x: Array, size: Sequence[int], matrix: Callable[[int, int], np.ndarray]) -> Array:
+    """Multiplies each spatial axis whose size changes by the `[n_out, n_in]` matrix of its sizes.
 
     Left to itself, differentiation would turn the gathers of `_product` into scatters, which are
-    slow; the transposed product is one of gathers again.
+    slow; here the gradient multiplies by the transposed matrices, by gathers again.
     """
+    axes = enumerate(zip(x.shape[1:-1], size, strict=True), start=1)
+    matrices = {axis: matrix(*sizes) for axis, sizes in axes if sizes[0] != sizes[1]}
 
     @jax.custom_vjp
     def apply(x: Array) -> Array:
-        return _product(matrix, x, axis)
+        return _products(matrices, x)
 
     def forward(x: Array) -> tuple[Array, None]:
         return apply(x), None
 
     def backward(_: None, cotangent: Array) -> tuple[Array]:
-        return (_linear_map(matrix.T, axis)(cotangent),)
+        # Rows first here, too: they are far from each other in memory, and gathered as a whole.
+        return (_products({axis: matrix.T for axis, matrix in matrices.items()}, cotangent),)
 
     apply.defvjp(forward, backward)
-    return apply
+    return apply(x)
+
+
+def _products(matrices: Mapping[int, np.ndarray], x: Array) -> Array:
+    """Multiplies along axes, one after the other."""
+    for axis, matrix in matrices.items():
+        x = _product(matrix, x, axis)
+    if matrices and jax.default_backend() == "cpu":
+        # XLA gathers into an array whose first axis is the gathered one. It likes to leave that
+        # order to what follows, which then goes through memory in large steps, or copies it first.
+        x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    return x
 
 
 def _product(matrix: np.ndarray, x: Array, axis: int) -> Array:

@@ -1,5 +1,7 @@
 """Pad, crop, resize, average against their textbook forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +121,18 @@ def test_resize_has_second_derivatives_and_maps():
     assert np.linalg.eigvalsh(matrix).min() > 0
     mapped = jax.vmap(lambda v: resize(v[None], (8, 8))[0])(x)
     np.testing.assert_allclose(mapped, resize(x, (8, 8)), atol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order of axes is set on a CPU")
+def test_resize_lays_nothing_out_anew(usual_emitters):
+    def both(cotangent, x):
+        y, pull = jax.vjp(lambda x: resize(x, (24, 40)), x)
+        return y, pull(cotangent)
+
+    lowered = jax.jit(both).lower(random(2, 24, 40, 3), random(2, 3, 5, 3))
+    program = lowered.compile(usual_emitters).as_text()
+    made = re.findall(r"= f32\[2,24,40,3\]\S* (?!parameter)([a-z]+)\(", program.split("ENTRY")[1])
+    assert made == ["fusion"]
 
 
 def test_resize_keeps_the_dtype():
