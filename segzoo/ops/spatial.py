@@ -158,38 +158,40 @@ def _averaging_matrix(n_in: int, n_out: int) -> np.ndarray:
 
 
 def _linear_map(x: Array, size: Sequence[int], matrix: Callable[[int, int], np.ndarray]) -> Array:
-    """Multiplies each spatial axis whose size changes by the `[n_out, n_in]` matrix of its sizes.
-
-    Left to itself, differentiation would turn the gathers of `_product` into scatters, which are
-    slow; here the gradient multiplies by the transposed matrices, by gathers again.
-    """
+    """Multiplies spatial axes whose size changes by the `[n_out, n_in]` matrices of their sizes."""
     axes = enumerate(zip(x.shape[1:-1], size, strict=True), start=1)
     matrices = {axis: matrix(*sizes) for axis, sizes in axes if sizes[0] != sizes[1]}
+    return _multiplied_by(matrices)(x) if matrices else x
+
+
+def _multiplied_by(matrices: Mapping[int, np.ndarray]) -> Callable[[Array], Array]:
+    """The products of constant matrices with axes; its gradient is that of the transposed ones.
+
+    Left to itself, differentiation would turn the gathers of `_product` into scatters, which are
+    slow; the transposed products are gathers again.
+    """
 
     @jax.custom_vjp
     def apply(x: Array) -> Array:
-        return _products(matrices, x)
+        # Rows first, in the gradient too: they are far from each other in memory, and gathered as a
+        # whole.
+        for axis, matrix in matrices.items():
+            x = _product(matrix, x, axis)
+        if jax.default_backend() == "cpu":
+            # XLA gathers into an array whose first axis is the gathered one. It likes to leave that
+            # order to what follows, which then goes through memory in large steps, or copies it.
+            x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+        return x
 
     def forward(x: Array) -> tuple[Array, None]:
         return apply(x), None
 
     def backward(_: None, cotangent: Array) -> tuple[Array]:
-        # Rows first here, too: they are far from each other in memory, and gathered as a whole.
-        return (_products({axis: matrix.T for axis, matrix in matrices.items()}, cotangent),)
+        back = {axis: matrix.T for axis, matrix in matrices.items()}
+        return (_multiplied_by(back)(cotangent),)
 
     apply.defvjp(forward, backward)
-    return apply(x)
-
-
-def _products(matrices: Mapping[int, np.ndarray], x: Array) -> Array:
-    """Multiplies along axes, one after the other."""
-    for axis, matrix in matrices.items():
-        x = _product(matrix, x, axis)
-    if matrices and jax.default_backend() == "cpu":
-        # XLA gathers into an array whose first axis is the gathered one. It likes to leave that
-        # order to what follows, which then goes through memory in large steps, or copies it first.
-        x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
-    return x
+    return apply
 
 
 def _product(matrix: np.ndarray, x: Array, axis: int) -> Array:

@@ -123,6 +123,21 @@ def test_resize_has_second_derivatives_and_maps():
     np.testing.assert_allclose(mapped, resize(x, (8, 8)), atol=1e-6)
 
 
+def test_no_derivative_scatters():
+    def gradient(x):
+        return jax.grad(lambda x: (resize(x, (7, 9)) ** 3).sum())(x)
+
+    program = str(jax.make_jaxpr(jax.grad(lambda x: (gradient(x) ** 2).sum()))(random(1, 4, 3, 2)))
+    assert "gather" in program
+    assert "scatter" not in program
+
+
+def test_a_size_that_stays_leaves_the_image_alone():
+    x = random(1, 4, 3, 2)
+    _, tangent = jax.jvp(lambda x: resize(x, (4, 3)), (x,), (2 * x,))  # in forward mode, too
+    np.testing.assert_array_equal(tangent, 2 * x)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order of axes is set on a CPU")
 def test_resize_lays_nothing_out_anew(usual_emitters):
     def both(cotangent, x):
