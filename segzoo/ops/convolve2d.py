@@ -68,10 +68,11 @@ def convolve2d(
         return per_tap.per_tap_conv2d(x, kernel, setting, as_array=as_array)
     if halved:
         return winograd_conv2d(x, kernel, pads, dilation, precision, as_array=as_array)
-    idle = _leaves_cores_idle(x, kernel, strides, height, width)
+    usual = x.dtype == jnp.float32 and max(strides) == 1 and min(height, width) > 0
+    idle = usual and _leaves_cores_idle(x, kernel, height, width)
     # In training it makes a step slower where it need not be.
-    gains = idle or not (as_array or has_wide_registers())
-    if gains and _are_few_of_many(x, kernel, strides, height, width):
+    gains = idle or (usual and not (as_array or has_wide_registers()))
+    if gains and _are_few_of_many(kernel):
         given = _given(x, kernel, precision)
         if as_array or height * width < LARGE or not x.size:
             return given_by_taps(given, kernel.shape[:2], pads, dilation)
@@ -94,20 +95,16 @@ def convolve2d(
     return y[:, : y.shape[1] - more]
 
 
-def _are_few_of_many(x: Array, kernel: Array, strides: Numbers, height: int, width: int) -> bool:
-    """Whether few channels come out of many, at every pixel."""
+def _are_few_of_many(kernel: Array) -> bool:
+    """Whether few channels come out of many."""
     *window, c_in, c_out = kernel.shape
-    if x.dtype != jnp.float32 or max(strides) > 1 or min(height, width) < 1:
-        return False
     # What is given is an array: no larger than a few of the image.
     return 4 * c_out <= c_in and c_out <= _FEW_CHANNELS and math.prod(window) * c_out <= 4 * c_in
 
 
-def _leaves_cores_idle(x: Array, kernel: Array, strides: Numbers, height: int, width: int) -> bool:
+def _leaves_cores_idle(x: Array, kernel: Array, height: int, width: int) -> bool:
     """Whether XLA would take the first implementation though another form is faster."""
-    if x.dtype != jnp.float32 or max(strides) > 1 or max(kernel.shape[2:]) <= _FEW_CHANNELS:
-        return False
-    if min(height, width) < 1 or height > x.shape[1] or width > x.shape[2]:
+    if max(kernel.shape[2:]) <= _FEW_CHANNELS or height > x.shape[1] or width > x.shape[2]:
         return False
     busy = _share_of_busy_cores(width, kernel.shape[-1], math.prod(kernel.shape[:-1]))
     # The others cost rows that are not wanted.
