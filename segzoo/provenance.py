@@ -12,10 +12,9 @@ from typing import Any
 import jax
 
 import segzoo
-from segzoo.cores import usable_cores
+from segzoo.cores import told_of_processor, usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe() -> dict[str, Any]:
@@ -41,12 +40,8 @@ def device() -> str:
 
 def _processor() -> str:
     """What the processor calls itself, "" where it is not known."""
-    try:
-        lines = _CPUINFO.read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "")
+    told = told_of_processor("model name")
+    return platform.processor() if told is None else told
 
 
 def commit() -> str:

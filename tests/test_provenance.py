@@ -2,7 +2,7 @@
 
 import pytest
 
-from segzoo import provenance
+from segzoo import cores, provenance
 
 
 @pytest.mark.parametrize(
@@ -14,11 +14,11 @@ from segzoo import provenance
 )
 def test_a_cpu_is_told_with_its_name_where_it_has_one(tmp_path, monkeypatch, told, device):
     (tmp_path / "cpuinfo").write_text(told)
-    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cores, "_CPUINFO", tmp_path / "cpuinfo")
     assert provenance.device().endswith("x CPU " + device.format(provenance.usable_cores()))
 
 
 def test_elsewhere_python_knows_the_processor(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(cores, "_CPUINFO", tmp_path / "missing")
     monkeypatch.setattr(provenance.platform, "processor", lambda: "arm")
     assert provenance.device().endswith(" cores, arm)")
