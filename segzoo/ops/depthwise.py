@@ -7,11 +7,13 @@ the time, or less, forward and backward. Any number of spatial axes, channels la
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from segzoo.ops.windows import (
@@ -22,14 +24,14 @@ from segzoo.ops.windows import (
     padded_size,
     places,
     seen_by_taps,
-    sum_over_blocks,
+    sum_of_many,
 )
 
 Array = jax.Array
 
-# How many rows of the output the gradient of the kernel takes at a time. All taps of all rows are
-# written out, which takes its time to compile: fewer rows where there are more taps.
-_ROWS, _FEWER_ROWS, _MANY_TAPS = 16, 8, 10
+# The gradient of the kernel takes so many rows at a time, of about so many pixels. More rows would
+# compete for the same places of the cache: where one begins is often a power of two after another.
+_ROWS, _PIXELS = 2, 512
 # So few products of all taps stay in the cache: added up in any order, and soon compiled.
 _FEW = 2**22
 # Where so many of the places see no padding, those that do are computed apart.
@@ -154,28 +156,73 @@ def _kernel_gradient(
 ) -> Array:
     """What each tap meets, times the cotangent, added up over all pixels: `[taps, C]`."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def by_tap(seen: Array) -> Iterator[Array]:
-        return (part.astype(wide) for part in seen_by_taps(seen, window, strides, dilation))
-
     if math.prod(window) * cotangent.size <= _FEW:
         axes = tuple(range(cotangent.ndim - 1))
-        return jnp.stack([(part * cotangent).sum(axes) for part in by_tap(pad(x, pads))])
+        seen = seen_by_taps(pad(x, pads), window, strides, dilation)
+        return jnp.stack([(part.astype(wide) * cotangent).sum(axes) for part in seen])
 
-    def product(seen: Array, met: Array) -> list[Array]:
+    batch, height, *across, channels = cotangent.shape
+    wanted = min(batch, max(1, _PIXELS // math.prod(across)))
+    images = next(some for some in range(wanted, 0, -1) if batch % some == 0)
+    rows = min(_ROWS, height)
+    bands = -(-height // rows)
+    lowest = (bands - 1) * rows
+
+    def row_of(a: Array, image: Array, first: Array, stride: int, ahead: int) -> Array:
+        """The row `ahead` of the first one of a block, zeros where there is none."""
+        place, size = first * stride + ahead, a.shape[1]
+        starts: list[Array | int] = [image, place, *[0] * (a.ndim - 2)]
+        sizes = (images, 1, *a.shape[2:])
+        row = lax.dynamic_slice(a, starts, sizes, allow_negative_indices=False)[:, 0]
+        if ahead < 0 or lowest * stride + ahead >= size:
+            row = jnp.where((place >= 0) & (place < size), row, 0)
+        return row
+
+    def of_block(number: Array | int) -> list[Array]:
+        number = jnp.asarray(number)
+        image, first = number // bands * images, number % bands * rows
+        met = [row_of(cotangent, image, first, 1, i) for i in range(rows)]
+        shifts = [
+            [i * strides[0] + tap * dilation[0] for i in range(rows)] for tap in range(window[0])
+        ]
+        seen = {
+            shift: row_of(x, image, first, strides[0], shift - pads[0][0]).astype(wide)
+            for shift in sorted({*itertools.chain(*shifts)})
+        }
         # Added up over the rows alone, element by element: the sum over all pixels would go through
         # memory channel by channel. An array for each tap: stacked, they are slow to write.
-        rows = range(met.shape[1])
-        return [
-            functools.reduce(jnp.add, (part[:, i] * met[:, i] for i in rows))
-            for part in by_tap(seen)
-        ]
+        totals = []
+        for tap, *taps in np.ndindex(*window):
+            at, to = _met(taps, x.shape[2:-1], across, strides[1:], pads[1:], dilation[1:])
+            pairs = zip(shifts[tap], met, strict=True)
+            terms = (seen[shift][at] * row[to] for shift, row in pairs)
+            totals.append(functools.reduce(jnp.add, terms))
+        return totals
 
-    at_once = _ROWS if math.prod(window) < _MANY_TAPS else _FEWER_ROWS
-    pixels = at_once * math.prod(cotangent.shape[2:-1])
-    reach = _reaches(window, dilation)[0] + 1
-    totals = sum_over_blocks(product, x, pads, cotangent, strides[0], reach, pixels)
-    return jnp.stack([total.reshape(-1, total.shape[-1]).sum(0) for total in totals])
+    totals = sum_of_many(of_block, batch // images * bands)
+    return jnp.stack([total.reshape(-1, channels).sum(0) for total in totals])
+
+
+def _met(
+    taps: Sequence[int],
+    size: Sequence[int],
+    counts: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Which pixels of rows `[B, *size, C]` a tap meets, and in which of the `counts` windows."""
+    at, to = [slice(None)], [slice(None)]
+    for tap, n, count, s, (before, _), d in zip(
+        taps, size, counts, strides, pads, dilation, strict=True
+    ):
+        shift = tap * d - before
+        begin = min(max(0, -(shift // s)), count)
+        end = max(begin, min(count, (n - 1 - shift) // s + 1))
+        start = begin * s + shift
+        at.append(slice(start, start + (end - begin) * s, s) if end > begin else slice(0))
+        to.append(slice(begin, end))
+    return tuple(at), tuple(to)
 
 
 _convolve.defvjp(_forward, _backward)

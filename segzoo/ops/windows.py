@@ -169,20 +169,25 @@ def sum_over_blocks(
         )
         return product(seen, met)
 
+    return sum_of_many(block, len(cotangent) // images * bands)
+
+
+def sum_of_many(term: Callable[[Array | int], T], count: int) -> T:
+    """Returns `term(0) + ... + term(count - 1)`, of arrays or of trees of them."""
+
     def add(*terms: T) -> T:
         return jax.tree.map(lambda first, *rest: functools.reduce(jnp.add, rest, first), *terms)
 
-    count = len(cotangent) // images * bands
     if count == 1:
-        return block(0)
+        return term(0)
     if count % 2:
-        total = block(0)
+        total = term(0)
     else:
-        shapes = jax.eval_shape(block, 0)
+        shapes = jax.eval_shape(term, 0)
         total = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     # Two at a time: cores that would wait while one lays out a block lay out the other.
     total, _ = lax.scan(
-        lambda total, number: (add(total, add(block(number), block(number + 1))), None),
+        lambda total, number: (add(total, add(term(number), term(number + 1))), None),
         total,
         jnp.arange(count % 2, count, 2),
     )

@@ -40,16 +40,23 @@ GEOMETRIES = [
     ((4, 5), (3, 3), (1, 1), ((12, 12), (12, 12)), (12, 12)),
     ((10, 12), (3, 3), (2, 1), ((4, 0), (3, 5)), (2, 3)),
     ((9, 8), (2, 2), (1, 1), ((-1, 3), (2, -2)), (1, 1)),
+    ((1, 8), (3, 3), (1, 1), "SAME", (1, 1)),
+    ((9,), (4,), (2,), "SAME", (1,)),
     ((5, 6, 4), (3, 1, 2), (2, 1, 1), "SAME", (1, 1, 2)),
 ]
 
 
-@pytest.mark.parametrize("few", [0, depthwise._FEW], ids=["blocks", "at once"])
+@pytest.mark.parametrize(
+    ("few", "pixels"),
+    [(0, 1), (0, depthwise._PIXELS), (depthwise._FEW, 1)],
+    ids=["an image at a time", "images side by side", "at once"],
+)
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding", "dilation"), GEOMETRIES)
 def test_values_and_gradients(
-    monkeypatch, assert_same_function, size, kernel, strides, padding, dilation, few
+    monkeypatch, assert_same_function, size, kernel, strides, padding, dilation, few, pixels
 ):
     monkeypatch.setattr(depthwise, "_FEW", few)
+    monkeypatch.setattr(depthwise, "_PIXELS", pixels)
     assert_same_function(
         lambda x, k: depthwise_conv(x, k, strides, padding, dilation),
         lambda x, k: plain(x, k, strides, padding, dilation),
