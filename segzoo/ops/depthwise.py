@@ -7,7 +7,6 @@ the time, or less, forward and backward. Any number of spatial axes, channels la
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -178,26 +177,32 @@ def _kernel_gradient(
             row = jnp.where((place >= 0) & (place < size), row, 0)
         return row
 
+    # For each tap: which rows of a block it meets, counted from the first, and what of them.
+    met_by_taps = [
+        (
+            [i * strides[0] + tap * dilation[0] - pads[0][0] for i in range(rows)],
+            *_met(taps, x.shape[2:-1], across, strides[1:], pads[1:], dilation[1:]),
+        )
+        for tap, *taps in np.ndindex(*window)
+    ]
+    met_by_any = sorted({ahead for aheads, *_ in met_by_taps for ahead in aheads})
+
     def of_block(number: Array | int) -> list[Array]:
         number = jnp.asarray(number)
         image, first = number // bands * images, number % bands * rows
-        met = [row_of(cotangent, image, first, 1, i) for i in range(rows)]
-        shifts = [
-            [i * strides[0] + tap * dilation[0] for i in range(rows)] for tap in range(window[0])
-        ]
+        given = [row_of(cotangent, image, first, 1, i) for i in range(rows)]
         seen = {
-            shift: row_of(x, image, first, strides[0], shift - pads[0][0]).astype(wide)
-            for shift in sorted({*itertools.chain(*shifts)})
+            ahead: row_of(x, image, first, strides[0], ahead).astype(wide) for ahead in met_by_any
         }
         # Added up over the rows alone, element by element: the sum over all pixels would go through
         # memory channel by channel. An array for each tap: stacked, they are slow to write.
-        totals = []
-        for tap, *taps in np.ndindex(*window):
-            at, to = _met(taps, x.shape[2:-1], across, strides[1:], pads[1:], dilation[1:])
-            pairs = zip(shifts[tap], met, strict=True)
-            terms = (seen[shift][at] * row[to] for shift, row in pairs)
-            totals.append(functools.reduce(jnp.add, terms))
-        return totals
+        return [
+            functools.reduce(
+                jnp.add,
+                (seen[ahead][at] * row[to] for ahead, row in zip(aheads, given, strict=True)),
+            )
+            for aheads, at, to in met_by_taps
+        ]
 
     totals = sum_of_many(of_block, batch // images * bands)
     return jnp.stack([total.reshape(-1, channels).sum(0) for total in totals])
@@ -220,7 +225,7 @@ def _met(
         begin = min(max(0, -(shift // s)), count)
         end = max(begin, min(count, (n - 1 - shift) // s + 1))
         start = begin * s + shift
-        at.append(slice(start, start + (end - begin) * s, s) if end > begin else slice(0))
+        at.append(slice(start, start + (end - begin) * s, s))
         to.append(slice(begin, end))
     return tuple(at), tuple(to)
 

@@ -185,7 +185,7 @@ def sum_of_many(term: Callable[[Array | int], T], count: int) -> T:
     else:
         shapes = jax.eval_shape(term, 0)
         total = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    # Two at a time: cores that would wait while one lays out a block lay out the other.
+    # Two at a time: cores that would wait while one is laid out lay out the other.
     total, _ = lax.scan(
         lambda total, number: (add(total, add(term(number), term(number + 1))), None),
         total,
