@@ -12,13 +12,23 @@ from segzoo.errors import SegzooError
 from segzoo.registry import get, list_models, register
 
 if TYPE_CHECKING:
+    from segzoo.initializers import init
     from segzoo.predict import Predictor
     from segzoo.weights import load
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "SegzooError", "__version__", "get", "list_models", "load", "register"]
+__all__ = [
+    "Predictor",
+    "SegzooError",
+    "__version__",
+    "get",
+    "init",
+    "list_models",
+    "load",
+    "register",
+]
 
-_LAZY = {"Predictor": "segzoo.predict", "load": "segzoo.weights"}
+_LAZY = {"Predictor": "segzoo.predict", "init": "segzoo.initializers", "load": "segzoo.weights"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from segzoo.errors import check_choice
+from segzoo.initializers import he_normal, variance_scaling
 from segzoo.ops.batch_norm import batch_norm, normalize
 from segzoo.ops.convolution import bilinear_kernel, conv_general_dilated, conv_transpose
 from segzoo.ops.dropout import dropout
@@ -39,7 +40,6 @@ __all__ = [
     "conv_transpose",
     "crop_to",
     "example_keys",
-    "he_normal",
     "mapped_axis",
     "max_pool",
     "pad_to_multiple",
@@ -51,10 +51,6 @@ NormKind = Literal["none", "batch", "group", "frozen"]
 NORMS: tuple[NormKind, ...] = ("none", "batch", "group", "frozen")
 TestStatistics = Literal["running", "image"]
 TEST_STATISTICS: tuple[TestStatistics, ...] = ("running", "image")
-
-# Gaussian with standard deviation sqrt(2 / N), N the incoming nodes of a neuron (He et al. 2015,
-# arXiv:1502.01852, eq. 10). Not truncated: the published variance is the variance.
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 # `nn.Conv` with He's initialisation, and fast in 3-D on CPU too.
 Conv = functools.partial(nn.Conv, kernel_init=he_normal, conv_general_dilated=conv_general_dilated)
@@ -86,7 +82,7 @@ class ConvTranspose(nn.Module):
         # An output pixel sees k / stride inputs per axis, not k: linen's fan-in is too large.
         seen = math.prod(-(-k // s) for k, s in zip(self.kernel_size, strides, strict=True))
         scale = 2.0 * math.prod(self.kernel_size) / seen
-        init = self.kernel_init or nn.initializers.variance_scaling(scale, "fan_in", "normal")
+        init = self.kernel_init or variance_scaling(scale, "normal")
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
         y = conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype), strides)

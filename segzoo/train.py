@@ -27,6 +27,7 @@ from segzoo.data.pipeline import device_prefetch, train_batches
 from segzoo.data.spec import Dataset, DatasetSpec
 from segzoo.errors import SegzooError
 from segzoo.experiment import Experiment
+from segzoo.initializers import init
 from segzoo.interrupt import StopRequest
 from segzoo.runlog import RunLog
 from segzoo.transfer import Plan
@@ -85,16 +86,9 @@ def create_state(
         SegzooError: when the weights to start from do not fit.
     """
 
-    def draw(key: jax.Array) -> Any:
-        return model.init({"params": key}, jnp.zeros((1, *image_shape)))
-
-    # The forward pass is dead code in here: only the initialisers are compiled. They run once, and
-    # on a CPU optimising them takes ten times as long as all of that does without.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(draw, compiler_options=options)
-
     plan = transfer.make_plan(experiment, model, image_shape)
-    variables = init(jax.random.key(experiment.seed))
+    key = jax.random.key(experiment.seed)
+    variables = init(model, {"params": key}, jnp.zeros((1, *image_shape)))
     if experiment.init_from is not None:
         variables = assembly.initial_variables(experiment, variables, model, image_shape)
     elif plan.fixed:
@@ -104,7 +98,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(optim.join(trained)),
+        opt_state=jax.jit(lambda trained: optimizer.init(optim.join(trained)))(trained),
         # A copy: the donated state must not hold the same buffer twice.
         ema=jax.tree.map(jnp.copy, trained) if experiment.ema else None,
     )

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from segzoo.backbones.classifier import OUTPUT_STRIDES, DenseClassifier, dilate
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import SegzooError, check_choice, check_positive_int
-from segzoo.layers import Conv, he_normal, max_pool
+from segzoo.initializers import gaussian, he_normal
+from segzoo.layers import Conv, max_pool
 from segzoo.ops.normalization import local_response_norm
 from segzoo.ops.pooling import dilated_max_pool
 from segzoo.registry import register
@@ -39,7 +40,7 @@ HIDDEN = 4096
 PLACES = 6  # of pool5, along both axes of the papers' images
 
 # The paper's initialisation (section 5): the biases give the ReLUs positive inputs at first.
-gaussian = nn.initializers.normal(0.01)
+small = gaussian(0.01)
 ones = nn.initializers.ones
 
 
@@ -130,7 +131,7 @@ class AlexNet(nn.Module):
             padding=((pad, pad), (pad, pad)),
             feature_group_count=GROUPS[number - 1] if paper else 1,
             dtype=self.dtype,
-            kernel_init=gaussian if paper else he_normal,
+            kernel_init=small if paper else he_normal,
             bias_init=ones if paper and number in (2, 4, 5) else nn.initializers.zeros,
             name=f"conv{number}",
         )
@@ -180,6 +181,6 @@ def alexnet(
         backbone.channels(HIDDEN),
         dropout,
         drop_inputs=not paper,
-        kernel_init=gaussian if paper else he_normal,
+        kernel_init=small if paper else he_normal,
         bias_init=ones if paper else nn.initializers.zeros,
     )

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from segzoo.checks import check_image
 from segzoo.errors import check_choice
-from segzoo.layers import Dropout, Score, he_normal
+from segzoo.initializers import he_normal
+from segzoo.layers import Dropout, Score
 from segzoo.ops.spatial import adaptive_avg_pool
 
 Array = jax.Array

@@ -31,7 +31,8 @@ from segzoo.backbones.inception import (
 )
 from segzoo.checks import check_common, check_image
 from segzoo.errors import check_choice, check_positive_int
-from segzoo.layers import Dropout, Score, he_normal
+from segzoo.initializers import he_normal
+from segzoo.layers import Dropout, Score
 from segzoo.ops.normalization import local_response_norm
 from segzoo.ops.spatial import adaptive_avg_pool
 from segzoo.registry import register

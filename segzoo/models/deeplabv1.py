@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from segzoo.backbones.vgg import VGG
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import check_bool, check_choice, check_positive_int
+from segzoo.initializers import gaussian
 from segzoo.layers import Conv, ConvNormAct, Dropout, NormKind, Score
 from segzoo.ops.spatial import crop_to, pad_to_grid, resize
 from segzoo.registry import register, with_fixed
@@ -38,8 +39,8 @@ from segzoo.registry import register, with_fixed
 Array = jax.Array
 
 OUTPUT_STRIDE = 8
-score_init = nn.initializers.normal(0.01)
-perceptron_init = nn.initializers.normal(0.001)
+score_init = gaussian(0.01)
+perceptron_init = gaussian(0.001)
 
 
 class FieldOfView(NamedTuple):

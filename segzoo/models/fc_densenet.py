@@ -38,6 +38,7 @@ import jax.numpy as jnp
 
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import check_bool, check_choice, check_positive_int
+from segzoo.initializers import he_uniform
 from segzoo.layers import (
     TEST_STATISTICS,
     Conv,
@@ -60,8 +61,6 @@ Array = jax.Array
 WIDTH = 48  # channels of the first convolution, to which the growth rates belong
 SMALLEST = 32  # pixels that five pools halve down to one
 CLASSIC = (512, 256, 128, 128, 64)  # filters of the classic way up, coarsest first
-# HeUniform of He et al. 2015 (arXiv:1502.01852): uniform in +-sqrt(6 / fan-in).
-he_uniform = nn.initializers.he_uniform()
 
 
 class Layer(nn.Module):

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from segzoo.layers import Conv, ConvTranspose, Score, he_normal
+from segzoo.initializers import gaussian, he_normal
+from segzoo.layers import Conv, ConvTranspose, Score
 from segzoo.ops import boxes as box_ops
 from segzoo.ops.nms import nms
 
@@ -43,7 +44,7 @@ class BoxHead(nn.Module):
             dense = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal, name=name)
             x = nn.relu(dense(x))
         # Girshick 2015, arXiv:1504.08083, section 2.3: how new layers are drawn.
-        small, smaller = (nn.initializers.normal(deviation) for deviation in (0.01, 0.001))
+        small, smaller = gaussian(0.01), gaussian(0.001)
         logits = Score(self.num_classes, self.dtype, small, name="score")(x)
         offsets = Score(4 * self.num_classes, self.dtype, smaller, name="offsets")(x)
         return logits, offsets.reshape(-1, self.num_classes, 4)

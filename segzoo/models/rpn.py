@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from segzoo.initializers import gaussian
 from segzoo.layers import Conv, Score
 from segzoo.ops import boxes as box_ops
 from segzoo.ops.anchors import base_anchors, grid_anchors
@@ -24,7 +25,7 @@ Array = jax.Array
 SMALLEST = 1e-3  # pixels: proposals with a shorter side are dropped
 
 # Section 3.1.3: new layers are drawn from a Gaussian of this standard deviation.
-gaussian = nn.initializers.normal(0.01)
+small = gaussian(0.01)
 
 
 class RPNHead(nn.Module):
@@ -42,10 +43,10 @@ class RPNHead(nn.Module):
     def __call__(self, level: Array) -> tuple[Array, Array]:
         """`[B, h, w, C] -> float32 [B, h * w * A]` logits, and `[B, h * w * A, 4]` offsets."""
         batch, *_, channels = level.shape
-        conv = Conv(channels, (3, 3), dtype=self.dtype, kernel_init=gaussian, name="conv")
+        conv = Conv(channels, (3, 3), dtype=self.dtype, kernel_init=small, name="conv")
         x = nn.relu(conv(level))
-        logits = Score(self.anchors, self.dtype, gaussian, name="objectness")(x)
-        offsets = Score(4 * self.anchors, self.dtype, gaussian, name="offsets")(x)
+        logits = Score(self.anchors, self.dtype, small, name="objectness")(x)
+        offsets = Score(4 * self.anchors, self.dtype, small, name="offsets")(x)
         return logits.reshape(batch, -1), offsets.reshape(batch, -1, 4)
 
 

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Array = jax.Array
+from segzoo.ops.threefry import encipher, words
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # bits, in the eight rounds that repeat
-_PARITY = 0x1BD11BDA  # makes the third word of the key depend on both others
+Array = jax.Array
 
 
 def dropout(x: Array, key: Array, rate: float, *, first: Array | int = 0) -> Array:
@@ -47,31 +46,12 @@ def dropout(x: Array, key: Array, rate: float, *, first: Array | int = 0) -> Arr
 def _decide(key: Array, rate: float, shape: tuple[int, ...], first: Array | int) -> Array:
     """`bool[examples, count]`, true with probability `1 - rate`."""
     examples, count = shape
-    pair = jax.random.key_data(key)
-    if pair.shape != (2,):  # a key of another kind than Threefry's
-        pair = jax.random.bits(key, (2,), jnp.uint32)
     # Threefry enciphers two words at a time, here an example's position and a running number: one
     # call for the whole batch, and no key for each example.
     calls = (examples, -(-count // 2))
     position = lax.broadcasted_iota(jnp.uint32, calls, 0) + jnp.asarray(first, jnp.uint32)
-    words = _threefry(pair, position, lax.broadcasted_iota(jnp.uint32, calls, 1))
+    drawn = encipher(words(key), position, lax.broadcasted_iota(jnp.uint32, calls, 1))
     least = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     # Put side by side they are an array of their own; computed from the words at once, they would
     # be computed again by all that reads the result.
-    return jnp.concatenate([word >= least for word in words], axis=1)[:, :count]
-
-
-def _threefry(key: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    """Enciphers two words, by Threefry-2x32 of 20 rounds (Salmon et al. 2011, section 3.2).
-
-    Written out instead of `jax.extend.random.threefry_2x32`, a loop on a CPU, whose every pass
-    goes through memory.
-    """
-    keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(_PARITY))
-    a, b = a + keys[0], b + keys[1]
-    for turn in range(5):
-        for bits in _ROTATIONS[turn % 2]:
-            a = a + b
-            b = (b << np.uint32(bits) | b >> np.uint32(32 - bits)) ^ a
-        a, b = a + keys[(turn + 1) % 3], b + keys[(turn + 2) % 3] + np.uint32(turn + 1)
-    return a, b
+    return jnp.concatenate([word >= least for word in drawn], axis=1)[:, :count]

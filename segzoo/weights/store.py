@@ -15,6 +15,7 @@ import safetensors.numpy
 from segzoo import __version__, parallel, registry
 from segzoo.errors import SegzooError, check_positive_int
 from segzoo.files import write_atomically
+from segzoo.initializers import init
 from segzoo.weights.convert import to_theirs
 from segzoo.weights.fit import COLLECTIONS, examine, fit, flatten, refuse, unflatten
 from segzoo.weights.info import ModelInfo
@@ -276,9 +277,6 @@ def _initialised(
 ) -> dict[str, np.ndarray]:
     """Some of a model's variables as its initialisers make them."""
 
-    @jax.jit  # only what is asked for is compiled
-    def init(key: jax.Array) -> dict[str, jax.Array]:
-        fresh = flatten(model.init({"params": key}, np.zeros((1, *shape), np.float32)))
-        return {path: fresh[path] for path in paths}
-
-    return {path: np.asarray(value) for path, value in init(jax.random.key(seed)).items()}
+    keys = {"params": jax.random.key(seed)}
+    fresh = flatten(init(model, keys, np.zeros((1, *shape), np.float32)))
+    return {path: np.asarray(fresh[path]) for path in paths}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from segzoo.ops.dropout import _threefry, dropout
+from segzoo.ops.dropout import dropout
+from segzoo.ops.threefry import encipher
 
 
 def drop(shape, rate, seed=0, impl="threefry2x32", dtype=jnp.float32):
@@ -72,7 +73,7 @@ def test_the_cipher_is_jaxs():
     for _ in range(20):
         key, words = rng.integers(2**32, size=(2, 2), dtype=np.uint32)
         np.testing.assert_array_equal(
-            jnp.stack(_threefry(*map(jnp.asarray, (key, *words)))), threefry_2x32(key, words)
+            jnp.stack(encipher(*map(jnp.asarray, (key, *words)))), threefry_2x32(key, words)
         )
 
 
