@@ -14,6 +14,7 @@ plus `weight_decay * p` where the decay is L2) and lr the learning rate of the s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from segzoo.errors import SegzooError, check_choice, check_positive_int
+from segzoo.ops.order import once
 
 # Kernels of at most so many numbers are updated together: larger ones are few, and take longer to
 # lay side by side than an operation of their own takes.
@@ -253,15 +256,29 @@ def part(joint: dict[str, Any], like: Any) -> Any:
     parts = {}
     # In the same order in every process, or programs kept on disk would not be found again.
     for name in _GROUPS:
-        ends = np.cumsum([leaf.size for leaf in leaves if _group(leaf) == name])
-        if len(ends):
-            parts[name] = iter(jnp.split(joint[name], ends[:-1], axis=-1))
+        sizes = [leaf.size for leaf in leaves if _group(leaf) == name]
+        if sizes:
+            parts[name] = iter(_split(joint[name], sizes))
 
     def found(leaf: Any, other: Any) -> Any:
         name = _group(leaf)
         return next(parts[name]).reshape(leaf.shape) if name else other
 
     return jax.tree.map(found, like, joint["others"])
+
+
+def _split(joint: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """Parts of these sizes of the last axis."""
+    firsts = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
+    if jax.default_backend() != "cpu":
+        return jnp.split(joint, firsts[1:], axis=-1)
+    # Where each begins is kept as a number in memory: with a constant, the code that updates an
+    # array would be another one for each, not the same for all of a shape.
+    places = once(lambda _: [jnp.asarray(first) for first in firsts], joint)
+    return [
+        lax.dynamic_slice_in_dim(joint, place, size, -1, allow_negative_indices=False)
+        for place, size in zip(places, sizes, strict=True)
+    ]
 
 
 def _group(leaf: Any) -> str | None:

@@ -25,6 +25,7 @@ from segzoo.backbones.classifier import OUTPUT_STRIDES, dilate
 from segzoo.checks import check_common, check_image, check_rate
 from segzoo.errors import check_choice, check_positive_int
 from segzoo.layers import Conv, ConvNormAct, Dropout, Score
+from segzoo.ops.order import once
 from segzoo.registry import register
 
 Array = jax.Array
@@ -115,7 +116,12 @@ class StochasticDepth(nn.Module):
         if deterministic or self.rate == 0.0:
             return x
         one = jnp.ones((x.shape[0], *(1,) * (x.ndim - 1)), x.dtype)
-        return x * Dropout(self.rate, self.axis_name)(one, deterministic=False)
+        kept = Dropout(self.rate, self.axis_name)(one, deterministic=False)
+        if jax.default_backend() == "cpu":
+            # An array. Drawn again in all that reads it, it would make code of its own of each
+            # block's operations, which are otherwise those of the block before.
+            kept = once(lambda _: kept, x)
+        return x * kept
 
 
 class MBConv(nn.Module):

@@ -156,9 +156,7 @@ def _kernel_gradient(
     """What each tap meets, times the cotangent, added up over all pixels: `[taps, C]`."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if math.prod(window) * cotangent.size <= _FEW:
-        axes = tuple(range(cotangent.ndim - 1))
-        seen = seen_by_taps(pad(x, pads), window, strides, dilation)
-        return jnp.stack([(part.astype(wide) * cotangent).sum(axes) for part in seen])
+        return _row_by_row(x, window, strides, pads, dilation, cotangent)
 
     batch, height, *across, channels = cotangent.shape
     wanted = min(batch, max(1, _PIXELS // math.prod(across)))
@@ -206,6 +204,25 @@ def _kernel_gradient(
 
     totals = sum_of_many(of_block, batch // images * bands)
     return jnp.stack([total.reshape(-1, channels).sum(0) for total in totals])
+
+
+def _row_by_row(
+    x: Array, window: Numbers, strides: Numbers, pads: Pairs, dilation: Numbers, cotangent: Array
+) -> Array:
+    """The same in a loop over the kernel's rows, which is soon compiled."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    padded = pad(x, pads)
+    axes = tuple(range(cotangent.ndim - 1))
+    span = (cotangent.shape[1] - 1) * strides[0] + 1
+
+    def of_row(first: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(padded, first, span, 1, allow_negative_indices=False)
+        seen = seen_by_taps(rows, (1, *window[1:]), strides, dilation)
+        # One sum for all of them: a loop of many operations takes longer to start.
+        return jnp.concatenate([part.astype(wide) * cotangent for part in seen], -1).sum(axes)
+
+    sums = lax.map(of_row, jnp.arange(window[0]) * dilation[0])
+    return sums.reshape(math.prod(window), -1)
 
 
 def _met(

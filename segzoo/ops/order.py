@@ -28,8 +28,8 @@ def after(x: Array, other: Array) -> Array:
     return x - _unknown_zero(other).astype(x.dtype)
 
 
-def once(compute: Callable[..., Array], x: Any, *others: Any) -> Array:
-    """Returns `compute(x, *others)`, computed once and kept as an array.
+def once(compute: Callable[..., Any], x: Any, *others: Any) -> Any:
+    """Returns `compute(x, *others)`, computed once and kept as an array, or as several.
 
     As an expression, XLA would compute it again in everything that reads it, the gradient of what
     follows too, and keep `x` until then. Out of a loop comes an array: one of a single round, of
@@ -40,12 +40,12 @@ def once(compute: Callable[..., Array], x: Any, *others: Any) -> Array:
         x: a floating array with at least one element, or several.
         *others: further arguments, which are no arrays.
     """
-    shape = jax.eval_shape(lambda x: compute(x, *others), x)
+    shapes = jax.eval_shape(lambda x: compute(x, *others), x)
     # Room is taken when the loop begins, not when the program does.
     none = _unknown_zero(jax.tree.leaves(x)[-1])
-    room = jnp.broadcast_to(none.astype(shape.dtype), shape.shape)
+    room = jax.tree.map(lambda y: jnp.broadcast_to(none.astype(y.dtype), y.shape), shapes)
 
-    def run(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def run(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         return carry[0] + 1, compute(x, *others)
 
     _, y = lax.while_loop(lambda carry: carry[0] < 1, run, (none.astype(jnp.int32), room))
