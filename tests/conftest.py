@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def filled():
         return jax.tree_util.tree_map_with_path(draw, shapes)
 
     return fill
+
+
+@pytest.fixture
+def one_code():
+    """`one_code(compiled, shape)`: how many fusions make an array of the shape, all of one code."""
+
+    def renamed(code):
+        names = {}
+        return re.sub(r"%[\w.\-]+", lambda m: names.setdefault(m[0], f"%{len(names)}"), code)
+
+    def count(compiled, shape):
+        program = compiled.as_text()
+        codes = []
+        pattern = rf"= {re.escape(shape)}\S* fusion\(.*calls=%?([\w.\-]+)"
+        for name in re.findall(pattern, program):
+            body = program.partition(f"%{name} (")[2].partition("\n}")[0].partition("\n")[2]
+            codes.append(renamed(re.sub(r", metadata=\{[^}]*\}", "", body)))
+        assert len(set(codes)) == 1, codes
+        return len(codes)
+
+    return count
 
 
 @pytest.fixture

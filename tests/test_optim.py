@@ -295,3 +295,13 @@ def test_nothing_to_join():
     joint = optim.join(params)
     assert joint.keys() == {"others"}
     assert optim.part(joint, params) == params
+
+
+def test_arrays_of_a_shape_are_updated_by_the_same_code(one_code):
+    params = {"a": jnp.ones(7), "b": [jnp.ones(5), jnp.ones(7)], "c": jnp.ones(7)}
+
+    def update(params, joint):
+        return jax.tree.map(jnp.add, params, optim.part(joint, params))
+
+    compiled = jax.jit(update).lower(params, optim.join(params)).compile()
+    assert one_code(compiled, "f32[7]") == 3

@@ -231,6 +231,15 @@ class TestStochasticDepth:
             shares = split(x.reshape(parts, -1, 1))
             np.testing.assert_array_equal(shares.reshape(64, 1), whole)
 
+    def test_blocks_of_any_rate_scale_by_the_same_code(self, one_code):
+        def run(x, weights):
+            for seed, weight in enumerate(weights):
+                x = x + self.apply(x @ weight, rate=0.1 * (seed + 1), seed=seed)
+            return x
+
+        compiled = jax.jit(run).lower(jnp.ones((2, 3, 4)), jnp.ones((3, 4, 4))).compile()
+        assert one_code(compiled, "f32[2,3,4]") == 3
+
     def test_rates_grow_linearly_over_the_blocks(self):
         model = EfficientNet(width=2, stochastic_depth=0.2)
         blocks = [module for module in calls(model, train=True) if isinstance(module, MBConv)]
