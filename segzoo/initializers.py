@@ -102,7 +102,9 @@ def init(model: nn.Module, rngs: Array | dict[str, Array], *args: Any, **kwargs:
         for others the numbers are other ones of the same distributions. In a function that is being
         traced, what `model.init` returns.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((rngs, args, kwargs))):
+    # An array made here is traced where everything is, if no argument be.
+    seen = jax.tree.leaves((jnp.zeros(()), rngs, args, kwargs))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in seen):
         return model.init(rngs, *args, **kwargs)
     draws: list[_Draw] = []
     drawn: list[int] = []  # where among the leaves

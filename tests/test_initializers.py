@@ -176,6 +176,7 @@ def test_within_a_traced_function_it_is_flaxs():
 
     key = jax.random.key(0)
     close(jax.jit(begin)(key), model.init(key, x))
+    close(jax.jit(lambda: begin(key))(), model.init(key, x))
     assert jax.eval_shape(begin, key)["params"]["kernel"].shape == (3, 4)
 
 
