@@ -19,6 +19,7 @@ from segzoo.backbones.classifier import OUTPUT_STRIDES, Classifier, dilate
 from segzoo.checks import check_common, check_image
 from segzoo.errors import SegzooError, check_choice, check_positive_int
 from segzoo.layers import NORMS, ConvNormAct, NormKind, max_pool
+from segzoo.ops.residual import relu_of_sum
 from segzoo.registry import register
 
 Array = jax.Array
@@ -63,6 +64,7 @@ class Block(nn.Module):
         dtype: of the computation.
         axis_name: the mapped axis of batch norm.
         epsilon: added to the variance.
+        as_array: whether the result is kept, see `relu_of_sum`; it is the same.
     """
 
     parts: tuple[Part, ...]
@@ -70,6 +72,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     epsilon: float = 1e-5
+    as_array: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -82,7 +85,7 @@ class Block(nn.Module):
             x = self._conv(part, f"conv{number}")(x, train=train)
             if number < len(self.parts):
                 x = nn.relu(x)
-        return nn.relu(x + shortcut)
+        return relu_of_sum(x, shortcut) if self.as_array else nn.relu(x + shortcut)
 
     def _conv(self, part: Part, name: str) -> ConvNormAct:
         pad = part.kernel_size // 2 * part.dilation
@@ -209,7 +212,8 @@ class ResNet(nn.Module):
                 else:
                     rates = (before if i == 0 else dilation, dilation)
                 parts = self.parts(self.width * 2 ** (stage - 1), stride if i == 0 else 1, rates)
-                x = Block(parts, name=name, **common)(x, train=train)
+                # Kept by each block, they take more memory and no less time.
+                x = Block(parts, as_array=i % 2 == 1, name=name, **common)(x, train=train)
             features.append(x)
         return tuple(features)
 

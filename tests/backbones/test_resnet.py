@@ -1,3 +1,5 @@
+import functools
+import re
 from unittest import mock
 
 import jax
@@ -8,7 +10,7 @@ from flax import traverse_util
 
 import segzoo
 from segzoo import SegzooError
-from segzoo.backbones.resnet import Block, Part, ResNet
+from segzoo.backbones.resnet import STAGES, Block, Part, ResNet
 from segzoo.cost import multiply_adds
 from segzoo.weights.names import places
 from segzoo.weights.resnet import layouts
@@ -154,6 +156,26 @@ def test_the_rates_of_the_last_stage(output_stride, multi_grid, rates):
     before = {32: (1,) * 6, 16: (1,) * 6, 8: (1, 2, 2, 2, 2, 2)}
     assert tuple(dilations[7:13]) == before[output_stride]
     assert set(dilations[:7]) == {1}
+
+
+def test_no_block_is_computed_from_all_those_before_it(monkeypatch):
+    def most_inputs(blocks):
+        monkeypatch.setitem(STAGES, 18, (1, blocks, 1, 1))
+        model, image = ResNet(18, width=8), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+        init = functools.partial(model.init, train=True)
+        variables = jax.eval_shape(init, jax.random.key(0), image)
+
+        def objective(params, stats, image):
+            parts = {"params": params, "batch_stats": stats}
+            features, _ = model.apply(parts, image, train=True, mutable=["batch_stats"])
+            return jnp.sum(features[-1] ** 2)
+
+        gradient = jax.jit(jax.grad(objective))
+        lowered = gradient.lower(variables["params"], variables["batch_stats"], image)
+        program = lowered.compile().as_text()
+        return max(part.count(",") + 1 for part in re.findall(r" fusion\(([^)]*)\)", program))
+
+    assert most_inputs(9) <= most_inputs(4)
 
 
 def test_basic_blocks_have_two_convolutions_at_a_rate():

@@ -60,6 +60,11 @@ NONE = ((0, 0), (0, 0))
         ((2, 14, 9, 5), (3, 3, 5, 4), (2, 1), ((0, 1), (2, 0)), (1, 2)),
         ((2, 17, 11, 5), (3, 2, 5, 4), (1, 1), NONE, (2, 3)),
         ((2, 12, 15, 3), (7, 7, 3, 64), (2, 2), ((2, 3), (2, 3)), (1, 1)),
+        # Cells as large as the stride, with more of the image than is seen, and less.
+        ((2, 30, 28, 1), (11, 11, 1, 6), (4, 4), NONE, (1, 1)),
+        ((2, 13, 16, 2), (7, 8, 2, 6), (2, 3), ((3, 0), (1, 5)), (1, 1)),
+        ((2, 12, 15, 7), (3, 4, 7, 6), (1, 2), SAME, (1, 1)),
+        ((2, 15, 15, 3), (4, 4, 3, 6), (4, 2), ((-1, 2), (0, -2)), (1, 1)),
         ((3, 12, 10, 6), (1, 1, 6, 9), (1, 1), NONE, (1, 1)),
         ((3, 13, 10, 9), (1, 1, 9, 6), (2, 3), NONE, (1, 1)),
         ((2, 9, 10, 3), (1, 1, 3, 6), (1, 1), SAME, (1, 1)),
@@ -76,6 +81,34 @@ def test_it_is_the_plain_convolution(
     monkeypatch.setattr(kernel_gradient, "_BLOCK", block)
     fast, plain = both(strides, pads, dilation)
     assert_same_function(fast, plain, random(*image), random(*kernel, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "dilation", "copies"),
+    [
+        ((7, 7, 3, 64), (2, 2), (1, 1), 16),
+        ((11, 11, 3, 96), (4, 4), (1, 1), 9),
+        # Too much would be in vain, channels are many, or taps lie apart.
+        ((3, 3, 3, 32), (2, 2), (1, 1), 9),
+        ((7, 7, 8, 64), (2, 2), (1, 1), 49),
+        ((4, 4, 3, 64), (2, 2), (2, 2), 16),
+        ((4, 4, 3, 64), (1, 1), (1, 1), 16),
+    ],
+)
+def test_few_channels_are_copied_in_cells(kernel, strides, dilation, copies):
+    seen = [1 + (k - 1) * d for k, d in zip(kernel, dilation, strict=False)]
+    x, cotangent = jnp.ones((1, *seen, kernel[2])), jnp.ones((1, 1, 1, kernel[3]))
+
+    def gradient(x, cotangent):
+        numbers = (kernel, strides, NONE, dilation)
+        return kernel_gradient.kernel_gradient(x, cotangent, *numbers)
+
+    (patches,) = [
+        equation
+        for equation in jax.make_jaxpr(gradient)(x, cotangent).eqns
+        if equation.primitive is lax.concatenate_p
+    ]
+    assert len(patches.invars) == copies
 
 
 @pytest.mark.parametrize(
