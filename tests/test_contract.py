@@ -112,7 +112,7 @@ def test_the_published_number_of_parameters_each_in_one_stage(name):
     assert list(backbone.reductions) == sorted(backbone.reductions)
 
 
-@each(further=pytest.mark.slow)
+@each(further=pytest.mark.exhaustive)
 def test_shapes_and_dtypes(name):
     model = small(name, num_classes=1)
     image = jax.ShapeDtypeStruct(shape(name, SIZES[1]), jnp.float32)
@@ -132,7 +132,7 @@ def test_shapes_and_dtypes(name):
 def test_forward(filled, name):
     model = small(name, num_classes=5)
     task = registry.entry(name).task
-    variables = filled(model, shape(name, SIZES[0]))
+    variables = filled(model, shape(name, SIZES[1]))
     forward = jax.jit(model.apply)
     for size in SIZES:
         logits = jax.device_get(forward(variables, image(name, size)))

@@ -58,10 +58,22 @@ def shapes_of(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[i
         model: the model.
         image_shape: `(*S, C)` of an image.
     """
+    try:
+        hash(model)
+    except TypeError:  # it holds a list, say
+        return _traced(model, tuple(image_shape))
+    return dict(_remembered(model, tuple(image_shape)))
+
+
+def _traced(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     kept = {name: shapes[name] for name in COLLECTIONS if name in shapes}
     return {path: leaf.shape for path, leaf in flatten(kept).items()}
+
+
+# Tracing a deep network takes seconds, and a file is compared with the same one several times.
+_remembered = functools.lru_cache(maxsize=8)(_traced)
 
 
 def fit(

@@ -17,7 +17,15 @@ from segzoo.errors import SegzooError, check_positive_int
 from segzoo.files import write_atomically
 from segzoo.initializers import init
 from segzoo.weights.convert import to_theirs
-from segzoo.weights.fit import COLLECTIONS, examine, fit, flatten, refuse, unflatten
+from segzoo.weights.fit import (
+    COLLECTIONS,
+    examine,
+    fit,
+    flatten,
+    refuse,
+    shapes_of,
+    unflatten,
+)
 from segzoo.weights.info import ModelInfo
 from segzoo.weights.source import EXPORTED, METADATA, Source, read
 
@@ -175,14 +183,14 @@ def check_fits(variables: Mapping[str, Any], info: ModelInfo, where: str) -> nn.
     """
     found = flatten(variables)
     model = _built(info, where)
-    expected = flatten(variable_shapes(model, info))
+    expected = shapes_of(model, image_shape(model, info))
     faults = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
         "of another shape": [
-            f"{name} {list(np.shape(found[name]))} instead of {list(expected[name].shape)}"
-            for name in expected
-            if name in found and np.shape(found[name]) != expected[name].shape
+            f"{name} {list(np.shape(found[name]))} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and np.shape(found[name]) != shape
         ],
     }
     refuse(faults, where, repr(info.model))

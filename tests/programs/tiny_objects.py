@@ -13,8 +13,7 @@ if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["NPROC"] = "16"
     os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={sys.argv[1]} --xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true"
+        os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={sys.argv[1]}"
     )
 
 import dataclasses
