@@ -6,7 +6,6 @@ keep their parameters in float32.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -52,11 +51,34 @@ NORMS: tuple[NormKind, ...] = ("none", "batch", "group", "frozen")
 TestStatistics = Literal["running", "image"]
 TEST_STATISTICS: tuple[TestStatistics, ...] = ("running", "image")
 
-# `nn.Conv` with He's initialisation, and fast in 3-D on CPU too.
-Conv = functools.partial(nn.Conv, kernel_init=he_normal, conv_general_dilated=conv_general_dilated)
+
+class Module(nn.Module):
+    """A module whose parameters are of the shape that their initialisers are asked for.
+
+    linen traces every parameter's initialiser at every call, to learn its shape: a tenth of what
+    tracing a network takes.
+    """
+
+    @nn.nowrap
+    def param(
+        self, name: str, init_fn: Callable[..., Any], *init_args: Any, **init_kwargs: Any
+    ) -> Any:
+        """As `nn.Module.param`, which is not asked where there is an array of the right shape."""
+        if init_args and self.has_variable("params", name):
+            value: Any = self.get_variable("params", name)
+            if isinstance(value, jax.Array) and value.shape == tuple(init_args[0]):
+                return value
+        return super().param(name, init_fn, *init_args, **init_kwargs)
 
 
-class ConvTranspose(nn.Module):
+class Conv(Module, nn.Conv):
+    """`nn.Conv` with He's initialisation, and in forms that are fast on a CPU."""
+
+    kernel_init: Callable[..., Array] = he_normal
+    conv_general_dilated: Callable[..., Array] | None = conv_general_dilated
+
+
+class ConvTranspose(Module):
     """Transposed convolution without padding, its parameters those of `nn.ConvTranspose`.
 
     Attributes:
@@ -92,7 +114,7 @@ class ConvTranspose(nn.Module):
         return y
 
 
-class Norm(nn.Module):
+class Norm(Module):
     """Normalisation by name, with float32 statistics whatever the dtype of computation.
 
     Attributes:
@@ -240,7 +262,7 @@ class ConvNormAct(nn.Module):
         return self.activation(x)
 
 
-class Score(nn.Module):
+class Score(Module):
     """1x1 convolution to float32 logits, its parameters those of a 1x1 `nn.Conv`.
 
     The products are taken in `dtype` and summed in float32, so logits keep their precision under

@@ -1,5 +1,6 @@
 """The modules against linen's own, and what must not depend on the devices."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,24 @@ def test_conv_transpose_shares_its_parameters_with_linen(filled, kernel, strides
     shapes = jax.eval_shape(linens.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
     np.testing.assert_allclose(ours.apply(variables, x), linens.apply(variables, x), atol=1e-5)
+
+
+def test_an_initialiser_is_traced_where_a_shape_is_wrong_alone():
+    traced = []
+
+    def ones(key, shape, dtype):
+        traced.append(shape)
+        return jnp.ones(shape, dtype)
+
+    score, x = layers.Score(3, kernel_init=ones), random(1, 2, 2, 4)
+    variables = score.init(jax.random.key(0), x)
+    assert traced == [(1, 1, 4, 3)]
+    assert jax.eval_shape(score.apply, variables, x).shape == (1, 2, 2, 3)
+    assert len(traced) == 1
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=r"\(1, 1, 5, 3\).*\(1, 1, 4, 3\)"):
+        score.apply(variables, random(1, 2, 2, 5))
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match="kernel"):
+        score.apply({"params": {"bias": jnp.ones(3)}}, x)
 
 
 @pytest.mark.parametrize(("kernel", "strides", "seen"), [((2, 2), (2, 2), 1), ((4, 4), (2, 2), 4)])

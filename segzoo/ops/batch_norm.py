@@ -75,6 +75,7 @@ def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Arr
     return mean, jnp.maximum(0, square - jnp.square(mean))
 
 
+@functools.partial(jax.jit, static_argnums=(5, 6), inline=True)
 def normalize(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
 ) -> Array:
@@ -90,6 +91,7 @@ def _batch_norm(
     return normalize(x, mean, var, scale, bias, epsilon, dtype), mean, var
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _forward(
     x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, dtype: Any
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
@@ -97,6 +99,7 @@ def _forward(
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _backward(
     epsilon: float,
     axis_name: str | None,
@@ -126,6 +129,7 @@ def _backward(
 _batch_norm.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def _measure(x: Array, axis_name: str | None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     mean, var = batch_statistics(x, axis_name)
     return (mean, var), (x, mean)
