@@ -174,6 +174,7 @@ def _one_line_errors(parse: Callable[..., T], *arguments: Any, **options: Any) -
 def _initialize(options: Options) -> None:
     from segzoo import parallel
     from segzoo.allocator import keep_freed_memory
+    from segzoo.compiler import compile_sooner
 
     keep_freed_memory()
     parallel.initialize(
@@ -182,6 +183,7 @@ def _initialize(options: Options) -> None:
         num_processes=options.num_processes,
         process_id=options.process_id,
     )
+    compile_sooner()
 
 
 def run(study: Study, rows: Sequence[Experiment], options: Options) -> int:

@@ -75,8 +75,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from segzoo import parallel
+    from segzoo.compiler import compile_sooner
 
     parallel.initialize(cpu_devices=arguments.cpu_devices)
+    compile_sooner()
     from segzoo.evaluate import evaluate_run
     from segzoo.scoreboard import print_table
 
@@ -120,8 +122,10 @@ def _crf_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _crf_search(arguments: argparse.Namespace) -> int:
+    from segzoo.compiler import compile_sooner
     from segzoo.refine import DEEPLAB_RANGES, SEARCHED, search
 
+    compile_sooner()
     folder = Path(arguments.folder)
     _check_run_folder(folder)
     ranges = dict(zip(SEARCHED, DEEPLAB_RANGES, strict=True))
@@ -164,7 +168,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from segzoo.batch import predict_files
+    from segzoo.compiler import compile_sooner
 
+    compile_sooner()
     failures = predict_files(
         arguments.weights,
         arguments.images,
