@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import segzoo
-from segzoo.cores import told_of_processor, usable_cores
+from segzoo.cores import has_wide_registers, told_of_processor, usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -33,7 +33,9 @@ def device() -> str:
     """Returns the devices in words, e.g. "1 x NVIDIA H100" or "1 x CPU (2 cores, AMD EPYC)"."""
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        told = [f"{usable_cores()} cores", _processor()]
+        # Clouds give processors of different generations the same name.
+        wide = "AVX-512" if has_wide_registers() else ""
+        told = [f"{usable_cores()} cores", _processor(), wide]
         kind = f"CPU ({', '.join(filter(None, told))})"
     return f"{jax.device_count()} x {kind}"
 

@@ -5,10 +5,18 @@ import pytest
 from segzoo import cores, provenance
 
 
+@pytest.fixture(autouse=True)
+def not_remembered():
+    cores.has_wide_registers.cache_clear()
+    yield
+    cores.has_wide_registers.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("told", "device"),
     [
         ("model\t: 1\nmodel name\t: A: CPU\nmodel name\t: A: CPU\n", "({} cores, A: CPU)"),
+        ("model name\t: A: CPU\nflags\t: fpu avx512f\n", "({} cores, A: CPU, AVX-512)"),
         ("Processor\t: 0\n", "({} cores)"),  # as on ARM
     ],
 )
