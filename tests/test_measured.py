@@ -10,7 +10,7 @@ import pytest
 from segzoo.backbones import densenet
 from segzoo.backbones.classifier import Classifier
 from segzoo.layers import Norm
-from segzoo.measured import Measured, side_by_side
+from segzoo.measured import DenseMaps, Measured, side_by_side
 from segzoo.measured import measure as measure_for
 from segzoo.models import fc_densenet
 from segzoo.ops.batch_norm import batch_statistics
@@ -36,6 +36,49 @@ def test_what_is_not_measured_is_unknown_as_a_whole():
     together, statistics = side_by_side(measure(x), Measured(x))
     assert together.shape == (2, 4, 5, 6)
     assert statistics is None
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("inputs", [(3,), (1, 4)])
+def test_a_dense_block_sees_its_maps_in_order(inputs, train):
+    parts = [random(2, 4, 5, channels, seed=channels) for channels in (*inputs, 2, 5)]
+    count = len(inputs)
+    told = functools.partial(measure_for, norm="batch", axis_name=None, train=train)
+
+    @jax.jit
+    def run(*parts):
+        maps = DenseMaps(*map(told, parts[:count]), room=9, train=train)
+        seen = []
+        for part in parts[count:]:
+            seen.append(side_by_side(*maps.so_far))
+            maps.append(told(part))
+        return seen, maps.new, maps.whole
+
+    (first, second), new, whole = run(*parts)
+    for found, expected in (
+        (first, parts[:count]),
+        (second, parts[: count + 1]),
+        (new, parts[count:]),
+        (whole, parts),
+    ):
+        expected = jnp.concatenate(expected, axis=-1)
+        np.testing.assert_array_equal(found.x, expected)
+        if train:
+            np.testing.assert_allclose(found.statistics, batch_statistics(expected), rtol=1e-6)
+        else:
+            assert found.statistics is None
+
+    def total(*parts):
+        return sum(jnp.sum(jnp.sin(m.x)) for m in jax.tree.leaves(run(*parts), is_leaf=is_measured))
+
+    def is_measured(part):
+        return isinstance(part, Measured)
+
+    for part, gradient in zip(
+        parts, jax.grad(total, tuple(range(len(parts))))(*parts), strict=True
+    ):
+        times = 2 if part is parts[-1] else 3  # of the four stacks
+        np.testing.assert_allclose(gradient, times * jnp.cos(part), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("unread", [{"train": False}, {"norm": "group"}, {"norm": "none"}])

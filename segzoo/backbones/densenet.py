@@ -28,7 +28,7 @@ from segzoo.layers import (
     mapped_axis,
     max_pool,
 )
-from segzoo.measured import Measured, measure, side_by_side
+from segzoo.measured import DenseMaps, Measured, measure, side_by_side
 from segzoo.registry import register
 
 Array = jax.Array
@@ -246,12 +246,11 @@ class DenseNet(nn.Module):
         geometry = dilate((4, 2, 2, 2), self.output_stride)
         for block, (*layers, last) in enumerate(self.stages[1:]):
             dilation = geometry[block][1]
-            # Concatenated anew for each layer: compiles faster than one array that grows.
-            maps = [measured(x)]
+            maps = DenseMaps(measured(x), room=len(layers) * self.growth_rate, train=train)
             for name in layers:
                 layer = DenseLayer(self.growth_rate, dilation, name=name, **common)
-                maps.append(measured(layer(*maps, train=train)))
-            whole = side_by_side(*maps)
+                maps.append(measured(layer(*maps.so_far, train=train)))
+            whole = side_by_side(*maps.so_far)
             if block + 1 < len(geometry):
                 stride = geometry[block + 1][0]
                 feature, x = Transition(stride, dilation, name=last, **common)(whole, train=train)

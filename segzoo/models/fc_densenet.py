@@ -53,7 +53,7 @@ from segzoo.layers import (
     max_pool,
     pad_to_multiple,
 )
-from segzoo.measured import Measured, measure, side_by_side
+from segzoo.measured import DenseMaps, Measured, measure, side_by_side
 from segzoo.registry import register, with_fixed
 
 Array = jax.Array
@@ -125,8 +125,11 @@ class DenseBlock(nn.Module):
     options: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Measured, *, train: bool) -> Measured:
-        """`[B, H, W, C] -> [B, H, W, layers * growth_rate]`: the new maps alone."""
+    def __call__(self, *inputs: Measured, train: bool) -> tuple[Measured, Measured]:
+        """`[B, H, W, C0], [B, H, W, C1], ... -> [B, H, W, N], [B, H, W, C0 + C1 + ... + N]`.
+
+        The first result are the N = layers * growth_rate new maps alone.
+        """
 
         def run(layer: Layer, *maps: Measured) -> Array:
             return layer(*maps, train=train)
@@ -134,12 +137,12 @@ class DenseBlock(nn.Module):
         if self.remat and train:
             run = nn.remat(run)
         norm, axis_name = self.options["norm"], mapped_axis(self, self.options["axis_name"])
-        # Concatenated anew for each layer: compiles faster than one array that grows.
-        maps = [x]
+        maps = DenseMaps(*inputs, room=self.layers * self.growth_rate, train=train)
         for number in range(1, self.layers + 1):
             layer = Layer(self.growth_rate, name=f"layer{number}", **self.options)
-            maps.append(measure(run(layer, *maps), norm=norm, axis_name=axis_name, train=train))
-        return side_by_side(*maps[1:])
+            new = run(layer, *maps.so_far)
+            maps.append(measure(new, norm=norm, axis_name=axis_name, train=train))
+        return maps.new, maps.whole
 
 
 class ConvBlock(nn.Module):
@@ -266,27 +269,28 @@ class FCDenseNet(nn.Module):
         maps = measured(conv(x))
         skips = []
         for level, layers in enumerate(down):
-            new = dense_block(layers, f"down{level}")(maps, train=train)
-            skips.append(side_by_side(maps, new))
+            _, skip = dense_block(layers, f"down{level}")(maps, train=train)
+            skips.append(skip)
             pool = TransitionDown(options, name=f"transition_down{level}")
-            maps = measured(pool(skips[-1], train=train))
+            maps = measured(pool(skip, train=train))
 
-        new = dense_block(bottleneck, "bottleneck")(maps, train=train)
+        new, whole = dense_block(bottleneck, "bottleneck")(maps, train=train)
         for level, skip in reversed(list(enumerate(skips))):
-            block: DenseBlock | ConvBlock
             if self.classic is None:
                 filters, kernel_size = new.x.shape[-1], 3
-                block = dense_block(self.blocks[-1 - level], f"up{level}")
             else:
                 filters, kernel_size = self.classic[-1 - level], 2
-                block = ConvBlock(filters, options, name=f"up{level}")
             up = TransitionUp(filters, kernel_size, self.dtype, name=f"transition_up{level}")
-            maps = side_by_side(measured(up(new.x, skip.x.shape[1:-1])), skip)
-            new = block(maps, train=train)
+            inputs = measured(up(new.x, skip.x.shape[1:-1])), skip
+            if self.classic is None:
+                block = dense_block(self.blocks[-1 - level], f"up{level}")
+                new, whole = block(*inputs, train=train)
+            else:
+                convs = ConvBlock(filters, options, name=f"up{level}")
+                new = whole = convs(side_by_side(*inputs), train=train)
 
-        x = new.x if self.classic is not None else side_by_side(maps, new).x
         score = Score(self.num_classes, self.dtype, kernel_init=he_uniform, name="score")
-        return crop_to(score(x), size)
+        return crop_to(score(whole.x), size)
 
 
 def _fc_densenet(

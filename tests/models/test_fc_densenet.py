@@ -132,28 +132,28 @@ def test_every_value_reaches_its_place(filled, size):
     stack, new = output["conv"], None
     skips = []
     for level in range(5):
-        new = output[f"down{level}"].x
+        new = output[f"down{level}"][0].x
         skips.append(jnp.concatenate([stack, new], axis=-1))
         stack = output[f"transition_down{level}"]
         assert stack.shape[1:3] == tuple(n // 2 for n in skips[-1].shape[1:3])
-    new = output["bottleneck"].x
+    new = output["bottleneck"][0].x
     for level in range(4, -1, -1):
         skip, up = skips[level], params[f"transition_up{level}"]["conv"]
         whole = conv_transpose(new, up["kernel"], (2, 2)) + up["bias"]
         height, width = skip.shape[1:3]
         up = output[f"transition_up{level}"]
         np.testing.assert_allclose(up, whole[:, :height, :width], atol=1e-5)
-        stack, new = jnp.concatenate([up, skip], axis=-1), output[f"up{level}"].x
+        stack, new = jnp.concatenate([up, skip], axis=-1), output[f"up{level}"][0].x
         of_block = {kind: tree[f"up{level}"] for kind, tree in variables.items()}
         block = DenseBlock(1, 3, False, {"dropout": 0.0, "norm": "batch", "axis_name": None})
-        seen = block.apply(of_block, Measured(stack), train=False)
+        seen, _ = block.apply(of_block, Measured(stack), train=False)
         np.testing.assert_allclose(new, seen.x, atol=1e-5)
     score = params["score"]
     expected = jnp.concatenate([stack, new], -1) @ score["kernel"][0, 0] + score["bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_a_dense_block_gives_its_new_maps_alone(filled):
+def test_a_dense_block_gives_its_new_maps_alone_too(filled):
     options = {"dropout": 0.0, "norm": "none", "axis_name": None}
     block = DenseBlock(3, 2, False, options)
     x = Measured(random(1, 4, 5, 6))
@@ -164,7 +164,9 @@ def test_a_dense_block_gives_its_new_maps_alone(filled):
 
     def without(*layers):
         cut = {name: jax.tree.map(jnp.zeros_like, params[name]) for name in layers}
-        return np.asarray(block.apply({"params": {**params, **cut}}, x, train=False).x)
+        new, whole = block.apply({"params": {**params, **cut}}, x, train=False)
+        np.testing.assert_array_equal(whole.x, jnp.concatenate([x.x, new.x], -1))
+        return np.asarray(new.x)
 
     y = without()
     assert y.shape == (1, 4, 5, 6)
@@ -243,7 +245,7 @@ class TestRemat:
             held = {**self.variables(), "params": params}
             options = {"mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
             maps = measure(x, norm="batch", axis_name=None, train=True)
-            new, updates = self.block(remat).apply(held, maps, train=True, **options)
+            (new, _), updates = self.block(remat).apply(held, maps, train=True, **options)
             return jnp.sin(new.x).sum(), updates
 
         return loss
