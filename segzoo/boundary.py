@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import ndimage
+import scipy  # whose parts come in when they are first used
 
 from segzoo.errors import SegzooError
 
@@ -36,7 +36,8 @@ def boundary(mask: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
         bool `[*S]`.
     """
     outside = ~mask if known is None else ~mask & known
-    near = ndimage.binary_dilation(outside, ndimage.generate_binary_structure(mask.ndim, 1))
+    cross = scipy.ndimage.generate_binary_structure(mask.ndim, 1)
+    near = scipy.ndimage.binary_dilation(outside, cross)
     return mask & near
 
 
@@ -80,7 +81,7 @@ def boundary_f1(
 
 def _distance(mask: np.ndarray) -> np.ndarray:
     """The Euclidean distance of every pixel to the nearest one of a mask."""
-    return ndimage.distance_transform_edt(~mask)
+    return scipy.ndimage.distance_transform_edt(~mask)
 
 
 class BoundaryTally:

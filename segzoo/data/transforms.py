@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import scipy  # whose parts come in when they are first used
 from PIL import Image
-from scipy import ndimage
 
 from segzoo.data.spec import NO_PIXELS, VOID, Example
 from segzoo.errors import SegzooError, check_choice, check_positive_int
@@ -308,7 +308,7 @@ class BorderWeight:
         weight = class_balance(label) if self.balance else valid.astype(np.float32)
         if instances is None or not instances.any():
             everywhere = np.ones((3,) * label.ndim)
-            instances, _ = ndimage.label(label == self.cell, everywhere)
+            instances, _ = scipy.ndimage.label(label == self.cell, everywhere)
         # Beyond six sigma the term is below w0 * 2e-8, nothing in float32 beside w_c.
         nearest, second = two_distances(instances, 6 * self.sigma)
         gap = valid & (instances == 0) & (label != self.cell)
@@ -341,11 +341,11 @@ def two_distances(instances: np.ndarray, reach: float = np.inf) -> tuple[np.ndar
     nearest = np.full(instances.shape, np.inf)
     second = np.full(instances.shape, np.inf)
     margin = max(instances.shape) if np.isinf(reach) else int(np.ceil(reach))
-    for number, box in enumerate(ndimage.find_objects(instances), 1):
+    for number, box in enumerate(scipy.ndimage.find_objects(instances), 1):
         if box is None:
             continue
         near = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
-        distance = ndimage.distance_transform_edt(instances[near] != number)
+        distance = scipy.ndimage.distance_transform_edt(instances[near] != number)
         second[near] = np.minimum(second[near], np.maximum(nearest[near], distance))
         nearest[near] = np.minimum(nearest[near], distance)
     return nearest, second
