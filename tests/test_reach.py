@@ -71,6 +71,18 @@ FUNCTIONS = {
     "one row": lambda x: x[:, 4],
     "from behind": lambda x: x[:, ::-1, :3],
     "dynamic slice": lambda x: lax.dynamic_slice(x, (0, 3, 20, 0), (1, 5, 4, 2)),
+    "written into": lambda x: lax.dynamic_update_slice(
+        jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1))), convolve((3, 3, 2, 1))(x), (0, 0, 0, 2)
+    ),
+    "written into, past the end": lambda x: lax.dynamic_update_slice(
+        x, x[:, :5, 2:6], (0, 4, 9, 0)
+    ),
+    "written into constants": lambda x: lax.dynamic_update_slice(
+        jnp.ones((1, 20, 11, 2)), x, (0, 4, 0, 0)
+    ),
+    "constants written": lambda x: lax.dynamic_update_slice(
+        x, jnp.ones((1, 3, 11, 2)), (0, 4, 0, 0)
+    ),
     "rolled": lambda x: jnp.roll(x, 3, axis=1) + x,
     "side by side": lambda x: jnp.concatenate([x, x[:, :3], jnp.ones((1, 2, 11, 2))], axis=1),
     "split": lambda x: jnp.split(x, [4, 9], axis=1)[1],

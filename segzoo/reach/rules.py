@@ -115,6 +115,42 @@ def _concatenate(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[V
     return _seen(shape, lines)
 
 
+def _update(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[Value] | None:
+    """`dynamic_update_slice`, at constant places."""
+    value, update, *others = operands
+    shape = shapes[0]
+    starts = [other.value if isinstance(other, Fixed) else None for other in others]
+    lines = []
+    for i in range(len(next(v for v in (value, update) if isinstance(v, Seen)).lines)):
+        here = [v.lines[i] for v in (value, update) if isinstance(v, Seen)]
+        places = frozenset().union(*(line.places for line in here))
+        partial = [axis for axis, n in enumerate(shape) if update.shape[axis] != n]
+        fill = PADDING if places.intersection(partial) else NOTHING
+        old, new = (
+            v.lines[i].ranges if isinstance(v, Seen) else fill.reshape(5, *(1,) * len(shape))
+            for v in (value, update)
+        )
+        wide, span = [5], [slice(None)]
+        for axis, (n, start) in enumerate(zip(shape, starts, strict=True)):
+            size = update.shape[axis]
+            if axis not in partial:
+                wide.append(max(old.shape[1 + axis], new.shape[1 + axis]))
+                span.append(slice(None))
+                continue
+            if start is None:
+                return None
+            wide.append(n)
+            # The operation moves a start that would pass the end, as documented.
+            first = int(np.clip(start, 0, n - size))
+            span.append(slice(first, first + size))
+        ranges = np.broadcast_to(old, wide).copy()
+        ranges[tuple(span)] = new
+        for axis in partial:
+            ranges = compact(ranges, 1 + axis)
+        lines.append(Line(ranges, places))
+    return _seen(shape, lines)
+
+
 def _split(eqn: Any, operands: list[Value], shapes: list[Shape]) -> list[Value]:
     (value,), axis = operands, eqn.params["axis"]
     assert isinstance(value, Seen)
@@ -330,6 +366,7 @@ RULES: dict[str, Callable[..., list[Value] | None]] = {
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
+    "dynamic_update_slice": _update,
     "sort": _sort,
     "split": _split,
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _accumulate),
